@@ -1,0 +1,130 @@
+"""Cards: what a set of weights expects of a scan and what it was made from, kept beside the weights as `card.yaml`.
+
+The same words serve the classifier, the generator and the agent, so that two models can be checked against each
+other before anything is computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from diffcf.errors import CheckpointError
+
+CARD_NAME = "card.yaml"
+
+
+@dataclass(frozen=True)
+class Window:
+    """A display window in HU; maps [centre - width/2, centre + width/2] to [-1, 1].
+
+    Works on anything with arithmetic (floats, arrays, tensors). `to_unit` does not clip: clip where it is meant.
+    """
+
+    centre: float = -600.0
+    width: float = 1600.0
+
+    def to_unit(self, hu: Any) -> Any:
+        """HU -> window units: (hu - centre) / (width / 2); values outside the window fall outside [-1, 1]."""
+        return (hu - self.centre) / (self.width / 2)
+
+    def to_hu(self, unit: Any) -> Any:
+        """Window units -> HU, the inverse of `to_unit`."""
+        return unit * (self.width / 2) + self.centre
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a model's input is cut from a scan: which slices, which field, which grid, which window.
+
+    field "crop": the slice is resampled in its plane to `spacing` mm (null: left at its own) and a square of
+    `size` pixels is cut around a centre. field "resize": the whole slice is resized to `size` x `size`.
+    """
+
+    window: Window = field(default_factory=Window)
+    size: int = 64
+    slices: int = 1
+    field: Literal["crop", "resize"] = "crop"
+    spacing: float | None = None
+    modality: str = "CT"
+
+
+@dataclass(frozen=True)
+class ClassifierCard:
+    """What a black box is: architecture, input and classes."""
+
+    preparation: Preparation
+    classes: list[str]
+    format: Literal["timm", "export"] = "timm"
+    architecture: str = "densenet121"
+    architecture_args: dict[str, Any] = field(default_factory=dict)
+    slice_mode: Literal["channels", "average", "concatenate"] = "channels"
+    mean: float = 0.0  # normalisation after the window: (unit - mean) / std
+    std: float = 1.0
+    weights: str = "model.safetensors"
+    about: dict[str, Any] = field(default_factory=dict)  # data, terms, training command, figures
+
+
+@dataclass(frozen=True)
+class GeneratorCard:
+    """What a generator was trained on; `trust` holds the held-out statistics that the trust checks compare with."""
+
+    preparation: Preparation
+    trust: str | None = "trust.safetensors"
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AgentCard:
+    """Which black box (by content hash) an agent imitates, over which generator, and how well on held-out cases."""
+
+    classes: list[str]
+    slices: int
+    blackbox_hash: str
+    generator_hash: str
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+Card = TypeVar("Card")
+
+
+def parse_card(kind: type[Card], data: Mapping[str, Any], source: str) -> Card:
+    """Build a card from plain data, checking every field's name and type.
+
+    Errors: CheckpointError naming `source` and the field.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "card")
+    try:
+        return parser.instantiate_classes(parser.parse_object({"card": dict(data)}))["card"]
+    except Exception as error:  # jsonargparse raises several kinds
+        raise CheckpointError(f"{source} is not a valid {kind.__name__}: {error}. See EXTENDING.md, 'Cards'.") from error
+
+
+def read_card(kind: type[Card], path: Path) -> Card:
+    """Read `card.yaml` (or the folder that holds it)."""
+    import yaml
+
+    path = path / CARD_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise CheckpointError(f"no card at {path}; write a card.yaml beside the weights (EXTENDING.md, 'Cards').")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds {type(data).__name__}, expected a mapping of a {kind.__name__}'s fields.")
+    return parse_card(kind, data, str(path))
+
+
+def write_card(card: Any, path: Path) -> None:
+    """Write a card dataclass as YAML to `path` (a folder takes `card.yaml`)."""
+    import yaml
+
+    path = path / CARD_NAME if path.is_dir() else path
+    path.write_text(yaml.safe_dump(dataclasses.asdict(card), sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,0 +1,28 @@
+"""Fixtures that every test shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data that `DIFFCF_DATA` names; the test is skipped where it is not set."""
+    root = os.environ.get("DIFFCF_DATA")
+    if not root:
+        pytest.skip("DIFFCF_DATA is not set: this test reads real data (see CONTRIBUTING.md)")
+    path = Path(root)
+    if not path.is_dir():
+        pytest.fail(f"DIFFCF_DATA names {path}, which is not a folder")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test starts from the same random state, so that an order of tests cannot decide a result."""
+    import torch
+
+    torch.manual_seed(0)
