@@ -1,0 +1,5 @@
+"""`python -m diffcf` is `diffcf`."""
+
+from diffcf.cli import main
+
+raise SystemExit(main())

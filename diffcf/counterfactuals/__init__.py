@@ -1,0 +1,26 @@
+"""Counterfactual search: a direction, a step along it, and the path between two classes."""
+
+from diffcf.counterfactuals.direction import class_score, shift_direction, spread_covariance
+from diffcf.counterfactuals.ray import Points, Ray
+from diffcf.counterfactuals.scorers import AgentScorer, ImageScorer
+from diffcf.counterfactuals.shift import Counterfactuals, Shift, counterfactual, other_class, path, rising_share
+from diffcf.counterfactuals.steps import StepFound, StepSearch, find_step
+
+__all__ = [
+    "AgentScorer",
+    "Counterfactuals",
+    "ImageScorer",
+    "Points",
+    "Ray",
+    "Shift",
+    "StepFound",
+    "StepSearch",
+    "class_score",
+    "counterfactual",
+    "find_step",
+    "other_class",
+    "path",
+    "rising_share",
+    "shift_direction",
+    "spread_covariance",
+]

@@ -1,0 +1,166 @@
+"""The line of codes q + step * direction, and what its points look like and score; every look is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcf.counterfactuals.direction import shifted
+from diffcf.types import Candidate, Code, Scorer
+
+
+@dataclass(frozen=True)
+class Points:
+    """m points, each of one sample: step "m", semantic code "m s ...", image "m s c h w", probabilities "m k"."""
+
+    step: Tensor
+    semantic: Tensor
+    image: Tensor
+    probability: Tensor  # of the black box, on the image
+    agent_probability: Tensor  # of the agent, on the code
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def __getitem__(self, index: Any) -> Points:
+        """The points at `index` of the first dimension (slice, indices or mask)."""
+        return Points(*(value[index] for value in self.fields()))
+
+    def fields(self) -> tuple[Tensor, ...]:
+        """Every field, in order."""
+        return self.step, self.semantic, self.image, self.probability, self.agent_probability
+
+    @classmethod
+    def join(cls, parts: Sequence[Points]) -> Points:
+        """One after the other."""
+        return cls(*(torch.cat(values) for values in zip(*(part.fields() for part in parts), strict=True)))
+
+    @classmethod
+    def stack(cls, parts: Sequence[Points]) -> Points:
+        """Side by side in a new first dimension."""
+        return cls(*(torch.stack(values) for values in zip(*(part.fields() for part in parts), strict=True)))
+
+
+@dataclass
+class Effort:
+    """What has been evaluated, per sample, int "b": network evaluations of the generator and images scored."""
+
+    generator_forwards: Tensor
+    blackbox_forwards: Tensor
+
+
+class Ray:
+    """Images and scores along one line in code space a sample.
+
+    The image of a point is D(q', e) (paper 004, Eq. 2) or, with residual carry, x + D(q', e) - D(q, e): what the
+    decoder cannot reproduce is taken over from the factual image, and step 0 is that image itself. Both are limited to
+    [-1, 1] as the black box expects. `start` is the point of step 0; its image is the `reference` of every difference.
+
+    image: "b s c h w". generator: a `SliceWise`, or anything with its `encode` and `decode`; where it has a counter
+    `forwards`, that is read, and otherwise a call counts as one. agent, blackbox: scorers of code and image. batch:
+    scans decoded at once.
+    """
+
+    def __init__(
+        self, image: Tensor, *, generator: Any, agent: Scorer, blackbox: Scorer, residual_carry: bool, batch: int = 16
+    ) -> None:
+        self.factual = image
+        self.residual_carry = residual_carry
+        self._generator, self._agent, self._blackbox, self._batch = generator, agent, blackbox, batch
+        nothing = torch.zeros(len(image), dtype=torch.long)
+        self.effort = Effort(nothing, nothing.clone())
+        everyone = torch.arange(len(image))
+        with torch.no_grad():
+            self.code = self._encode(image)
+            self._base = self.decode(self.code, everyone)
+            self.reconstruction = self._base.clamp(-1, 1)
+            self.agent_probability = agent(Candidate(self.code, self._undecoded)).softmax(1)
+            self.factual_probability = self.score(self.code, image, everyone)
+            self.reconstruction_probability = self.score(self.code, self.reconstruction, everyone)
+        self.direction = torch.zeros_like(self.code.semantic)
+
+    @property
+    def reference(self) -> Tensor:
+        """What a change is measured against, "b s c h w": the image at step 0."""
+        return self.factual if self.residual_carry else self.reconstruction
+
+    @property
+    def start(self) -> Points:
+        """The points of step 0, which cost nothing more."""
+        return Points(
+            step=torch.zeros_like(self.factual_probability[:, 0]),
+            semantic=self.code.semantic,
+            image=self.reference,
+            probability=self.factual_probability if self.residual_carry else self.reconstruction_probability,
+            agent_probability=self.agent_probability,
+        )
+
+    @torch.no_grad()
+    def at(self, index: Tensor, step: Tensor) -> Points:
+        """Decode and score samples `index` ("m", repeats allowed) shifted by `step` ("m")."""
+        parts = []
+        for chosen, steps in zip(index.split(self._batch), step.split(self._batch), strict=True):
+            code = shifted(take(self.code, chosen), self.direction[chosen], steps)
+            image = self.decode(code, chosen)
+            if self.residual_carry:
+                image = self.factual[chosen] + (image - self._base[chosen])  # in this order a null edit is exact
+            image = image.clamp(-1, 1)
+            agent = self._agent(Candidate(code, self._undecoded)).softmax(1)
+            parts.append(Points(steps, code.semantic, image, self.score(code, image, chosen), agent))
+        return Points.join(parts)
+
+    @torch.no_grad()
+    def agent_at(self, index: Tensor, step: Tensor) -> Tensor:
+        """The agent's probabilities alone, "m k": no image is decoded."""
+        code = shifted(take(self.code, index), self.direction[index], step)
+        return self._agent(Candidate(code, self._undecoded)).softmax(1)
+
+    @torch.no_grad()
+    def decode(self, code: Code, index: Tensor) -> Tensor:
+        """D(code) of samples `index`, not clamped, counted."""
+        parts = []
+        for chosen in torch.arange(len(index)).split(self._batch):
+            before = getattr(self._generator, "forwards", None)
+            parts.append(self._generator.decode(take(code, chosen.to(code.semantic.device))))
+            self._count_forwards(index[chosen.to(index.device)], before)
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def score(self, code: Code, image: Tensor, index: Tensor) -> Tensor:
+        """The black box's probabilities of codes already decoded to images, samples `index`, "m k", counted."""
+        parts = []
+        for chosen in torch.arange(len(index), device=image.device).split(self._batch):
+            known = Candidate(take(code, chosen), lambda _, chosen=chosen: image[chosen])
+            logits = self._blackbox(known)
+            parts.append(logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1))
+        self.effort.blackbox_forwards += torch.bincount(index.cpu(), minlength=len(self.factual))
+        return torch.cat(parts)
+
+    def _encode(self, image: Tensor) -> Code:
+        parts = []
+        for chosen in torch.arange(len(image)).split(self._batch):
+            before = getattr(self._generator, "forwards", None)
+            parts.append(self._generator.encode(image[chosen.to(image.device)]))
+            self._count_forwards(chosen, before)
+        stochastic = [part.stochastic for part in parts]
+        return Code(
+            torch.cat([part.semantic for part in parts]),
+            None if stochastic[0] is None else torch.cat([part for part in stochastic if part is not None]),
+        )
+
+    def _count_forwards(self, index: Tensor, before: int | None) -> None:
+        spent = 1 if before is None else int(self._generator.forwards) - before
+        self.effort.generator_forwards += spent * torch.bincount(index.cpu(), minlength=len(self.factual))
+
+    @staticmethod
+    def _undecoded(code: Code) -> Tensor:
+        raise AssertionError("the agent reads codes, not images")
+
+
+def take(code: Code, index: Tensor) -> Code:
+    """Samples `index` of a batch of codes."""
+    return Code(code.semantic[index], None if code.stochastic is None else code.stochastic[index])

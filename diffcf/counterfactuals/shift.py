@@ -1,0 +1,200 @@
+"""Counterfactuals as paper 004 searches them: a shift of the code along the agent's gradient, judged by the black box.
+
+Every point is decoded and scored by the black box itself; the agent only says where to go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from diffcf.counterfactuals.direction import Covariance, Score, shift_direction
+from diffcf.counterfactuals.ray import Points, Ray
+from diffcf.counterfactuals.steps import StepFound, StepSearch, find_step
+from diffcf.errors import ConfigError
+from diffcf.types import Code, Scorer, Solution
+
+AGENT_EVALUATIONS = 40  # of the agent's own search for its first step, which decodes nothing
+SMALLEST_FIRST = 0.05  # where the agent already says the target
+
+
+@dataclass(frozen=True)
+class Shift:
+    """The solver: follow the gradient of which score, how far.
+
+    score: "logit" is the paper's y'_i, "log_odds" the logit against the others (`class_score`).
+    search: for the step.
+    batch: scans decoded at once.
+    """
+
+    score: Score = "log_odds"
+    search: StepSearch = field(default_factory=StepSearch)
+    batch: int = 16
+
+
+@dataclass(frozen=True)
+class Counterfactuals:
+    """What the search found for b samples.
+
+    ray: the factual images, their codes, reconstructions and scores, and the line searched. target: int "b".
+    start: the points of step 0. end: the counterfactuals, or the best points where `reachable` (bool "b") says that
+    the black box never gave the asked probability. found: how the search for the step ended.
+    """
+
+    ray: Ray
+    target: Tensor
+    start: Points
+    end: Points
+    found: StepFound
+
+    @property
+    def reachable(self) -> Tensor:
+        """Bool "b"."""
+        return self.found.reached
+
+    @property
+    def difference(self) -> Tensor:
+        """The change against the matching reference, "b s c h w"."""
+        return self.end.image - self.ray.reference
+
+    @property
+    def solution(self) -> Solution:
+        """As every solver reports: residual is the width of the bracket that holds the step."""
+        return Solution(self.end.semantic, self.found.converged, self.found.evaluations, self.found.bracket)
+
+    @property
+    def code(self) -> Code:
+        """The edited codes."""
+        return Code(self.end.semantic, self.ray.code.stochastic)
+
+
+def other_class(probability: Tensor) -> Tensor:
+    """The target when none is asked for: of two classes the other one, of more the runner-up; "b k" -> int "b"."""
+    return probability.topk(2, dim=1).indices[:, 1]
+
+
+def counterfactual(
+    image: Tensor,
+    target: Tensor | None = None,
+    *,
+    generator: Any,
+    agent: Scorer,
+    blackbox: Scorer,
+    solver: Shift | None = None,
+    covariance: Covariance | None = None,
+    residual_carry: bool = False,
+) -> Counterfactuals:
+    """Find the smallest shift at which the black box gives `target` the asked probability (paper 004, section 2.3).
+
+    image: "b s c h w" in [-1, 1]. target: int "b"; None takes `other_class` of the black box's scores.
+    covariance: the metric of the direction and the unit of steps (`shift_direction`).
+    Errors: ConfigError for a target that is no class.
+    """
+    solver = solver or Shift()
+    ray = Ray(
+        image,
+        generator=generator,
+        agent=agent,
+        blackbox=blackbox,
+        residual_carry=residual_carry,
+        batch=solver.batch,
+    )
+    classes = ray.factual_probability.shape[1]
+    if target is None:
+        target = other_class(ray.factual_probability)
+    target = target.to(image.device)
+    if target.shape != (len(image),) or bool(((target < 0) | (target >= classes)).any()):
+        raise ConfigError(f"target {target.tolist()}: expected {len(image)} class indices from 0 to {classes - 1}.")
+    ray.direction = shift_direction(agent, ray.code, target, score=solver.score, covariance=covariance)
+    end, found = walk(ray, target, solver.search, sign=1)
+    return Counterfactuals(ray, target, ray.start, end, found)
+
+
+def walk(ray: Ray, wanted: Tensor, search: StepSearch, *, sign: int) -> tuple[Points, StepFound]:
+    """Search along the ray (sign 1) or against it (-1) for the asked probability of class `wanted`, int "b".
+
+    The agent's own crossing, which costs no decoding, is the first step tried. Returns the points with signed steps.
+    """
+    rounds: list[tuple[Tensor, Points]] = []
+    start = ray.start
+
+    def by_blackbox(index: Tensor, step: Tensor) -> Tensor:
+        points = ray.at(index, sign * step)
+        rounds.append((index, points))
+        return _of(points.probability, wanted[index])
+
+    def by_agent(index: Tensor, step: Tensor) -> Tensor:
+        return _of(ray.agent_at(index, sign * step), wanted[index])
+
+    one = torch.ones_like(start.step)
+    guess = find_step(
+        by_agent, _of(start.agent_probability, wanted), one, replace(search, evaluations=AGENT_EVALUATIONS)
+    )
+    first = torch.where(guess.reached, guess.step, one).clamp(min=SMALLEST_FIRST)
+    found = find_step(by_blackbox, _of(start.probability, wanted), first, search)
+    ends = []
+    for sample, turn in enumerate(found.round.tolist()):
+        if turn < 0:
+            ends.append(start[sample : sample + 1])
+        else:
+            index, points = rounds[turn]
+            ends.append(points[index == sample])
+    return Points.join(ends), found
+
+
+def path(found: Counterfactuals, solver: Shift, points: int = 9) -> Points:
+    """The way from one class to the other: n points of rising step, fields "n b ..." (paper 004, Fig. 2).
+
+    It ends at the counterfactual and holds the start. It begins where the black box gives the opposite class - its
+    prediction, or the runner-up where the target is the prediction - the same asked probability: for a case that it
+    has decided that is the start, for an indeterminate one a point against the gradient (Eq. 2, second line). Where
+    the search never left the start, the path runs to one spread of the codes, to show what lies there.
+
+    Errors: ConfigError for fewer than 3 points.
+    """
+    if points < 3:
+        raise ConfigError(f"a path of {points} points: expected at least 3, two ends and the start.")
+    ray = found.ray
+    decided = ray.start.probability.scatter(1, rearrange(found.target, "b -> b 1"), -1.0)
+    opposite, _ = walk(ray, decided.argmax(1), solver.search, sign=-1)
+    moved = rearrange(found.end.step > 0, "b -> b 1")
+    samples = range(len(found.target))
+    grids = [_grid(float(opposite.step[i]), float(found.end.step[i]) or 1.0, points) for i in samples]
+    steps = torch.tensor(grids, dtype=ray.start.step.dtype, device=ray.start.step.device)  # "b n"
+    known = [
+        (steps == 0, found.start),
+        ((steps == steps[:, :1]) & (steps < 0), opposite),
+        ((steps == steps[:, -1:]) & moved, found.end),
+    ]
+    unknown = ~(known[0][0] | known[1][0] | known[2][0])
+    sample = repeat(torch.arange(len(steps), device=steps.device), "b -> b n", n=points)
+    parts, places = [], []
+    if bool(unknown.any()):
+        parts, places = [ray.at(sample[unknown], steps[unknown])], [unknown.nonzero()]
+    for mask, source in known:
+        parts.append(source[sample[mask]])
+        places.append(mask.nonzero())
+    row, column = rearrange(torch.cat(places), "m two -> two m")
+    joined = Points.join(parts)[torch.argsort(column * len(steps) + row)]
+    return Points(*(rearrange(value, "(n b) ... -> n b ...", n=points) for value in joined.fields()))
+
+
+def rising_share(probability: Tensor) -> Tensor:
+    """Share of a path's steps on which the score does not fall, "n ..." -> "..."; 1 is a monotone path."""
+    return (probability.diff(dim=0) >= 0).float().mean(0)
+
+
+def _grid(low: float, high: float, points: int) -> list[float]:
+    """`points` rising steps from low <= 0 to high > 0; both ends and 0 are among them."""
+    below = 0 if low == 0 else min(max(round((points - 1) * -low / (high - low)), 1), points - 2)
+    negative = torch.linspace(low, 0, below + 1).tolist()
+    positive = torch.linspace(0, high, points - below).tolist()
+    return [low, *negative[1:-1], 0.0, *positive[1:-1], high] if below else [0.0, *positive[1:-1], high]
+
+
+def _of(probability: Tensor, wanted: Tensor) -> Tensor:
+    return probability.gather(1, rearrange(wanted, "b -> b 1")).squeeze(1)

@@ -1,0 +1,111 @@
+"""How far to go: the smallest step at which a probability is reached, by bracketing and bisection, sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffcf.errors import ConfigError
+
+ProbabilityAt = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class StepSearch:
+    """Settings of the search for a step.
+
+    probability: asked of the target, by the black box itself. The default 0.75, odds of three to one, lies clearly
+        behind the border of two classes (a prediction at 0.5 turns at the next rounding of the image), while the
+        near-certainty of 0.95 and more asks for larger edits than the decision needs and leads away from the codes
+        that the generator knows.
+    evaluations: most points asked about, a sample.
+    tolerance: a step is small enough where its probability exceeds the asked one by at most this.
+    resolution: or where the bracket is narrower than this share of the step.
+    longest: the largest step taken.
+    """
+
+    probability: float = 0.75
+    evaluations: int = 14
+    tolerance: float = 0.02
+    resolution: float = 0.02
+    longest: float = 32.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.probability < 1:
+            raise ConfigError(f"probability {self.probability}: expected a number between 0 and 1, both excluded.")
+        if self.evaluations < 1 or self.longest <= 0 or self.tolerance < 0 or self.resolution < 0:
+            raise ConfigError(
+                f"{self}: expected at least one evaluation, a positive longest step, and no negative tolerance."
+            )
+
+
+@dataclass(frozen=True)
+class StepFound:
+    """Per sample "b": where the search ended.
+
+    step: the smallest step found with the asked probability; where none was found, the best one tried. probability:
+    there. round: which evaluation gave it (0, 1, ...), -1 for the start. reached: the asked probability was found.
+    converged: and the step is as small as tolerance or resolution ask. evaluations: points asked about. bracket: width
+    of the interval that holds the crossing, infinite where there is none.
+    """
+
+    step: Tensor
+    probability: Tensor
+    round: Tensor
+    reached: Tensor
+    converged: Tensor
+    evaluations: Tensor
+    bracket: Tensor
+
+
+def find_step(probability_at: ProbabilityAt, start: Tensor, first: Tensor, settings: StepSearch) -> StepFound:
+    """Find, for every sample, the smallest step at which `probability_at` reaches the asked probability.
+
+    The step is doubled from `first` until the probability is reached, then the bracket is halved. For a probability
+    that rises with the step this is the crossing; otherwise it is one of the crossings in the first bracket found. A
+    sample that has it at the start stays there. Samples are independent: each is evaluated until its own search ends.
+
+    probability_at: (indices "m", steps "m") -> probabilities "m" of those samples. start: "b", at step 0. first: "b".
+    """
+    asked = settings.probability
+    zero, nowhere = torch.zeros_like(start), torch.full_like(start, torch.inf)
+    low, high = zero, nowhere  # the probability is missed at low and reached at high
+    step, best = zero, start
+    which = torch.full_like(start, -1, dtype=torch.long)
+    evaluations = torch.zeros_like(which)
+    reached = start >= asked
+    converged = reached.clone()
+    done = reached.clone()
+    trial = first.clamp(max=settings.longest)
+    for turn in range(settings.evaluations):
+        index = (~done).nonzero().squeeze(1)
+        if not len(index):
+            break
+        tried = trial[index]
+        found = probability_at(index, tried).to(start)
+        hit = found >= asked
+        # Reached points come one smaller than the other; before the first, the most probable one is kept.
+        better = hit | (~reached[index] & (found > best[index]))
+        kept = index[better]
+        step, best, which = step.clone(), best.clone(), which.clone()
+        step[kept], best[kept], which[kept] = tried[better], found[better], turn
+        low, high = low.clone(), high.clone()
+        low[index[~hit]], high[index[hit]] = tried[~hit], tried[hit]
+        evaluations[index] += 1
+        reached[index] |= hit
+        near = (best - asked <= settings.tolerance) | (high - low <= settings.resolution * high)
+        converged = converged | (reached & near)
+        done = converged | (~reached & (low >= settings.longest))
+        trial = torch.where(reached, (low + high) / 2, (2 * low).clamp(max=settings.longest))
+    return StepFound(
+        step=step,
+        probability=best,
+        round=which,
+        reached=reached,
+        converged=converged,
+        evaluations=evaluations,
+        bracket=torch.where(start >= asked, zero, high - low),
+    )

@@ -1,0 +1,65 @@
+"""LIDC-IDRI lung nodules as scans and a manifest, from ready-made arrays or from the download of TCIA.
+
+    python -m diffcf.data.lidc --source $DIFFCF_DATA/lidc_nodules --out runs/lidc
+    python -m diffcf.data.lidc --source $DIFFCF_DATA/lidc_nodules --index 17 --out nodule.nii.gz
+    python -m diffcf.data.lidc --tcia LIDC-IDRI --out runs/lidc
+
+A nodule is malignant where the mean of its radiologists' ratings (1 to 5) is above 3, benign below. At exactly 3 the
+alignment papers call it benign ("3 or lower meaning benign"; "scores of 1-3 as benign"), which is the default;
+`--score-3 blank` leaves it unlabelled. Ratings are opinions, not pathology.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffcf.data.lidc_arrays import NoduleArrays, write_arrays, write_nodule
+from diffcf.data.lidc_nodules import label_of
+from diffcf.data.lidc_tcia import write_tcia
+from diffcf.data.manifest import SPLITS
+from diffcf.errors import DiffcfError
+
+__all__ = ["NoduleArrays", "label_of", "write_arrays", "write_nodule", "write_tcia"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m diffcf.data.lidc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--source", type=Path, help="folder of the arrays: lidc_nodules.npz and nodules.csv")
+    where.add_argument("--tcia", type=Path, help="folder of the TCIA download: series of DICOM files, and the XML")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to; with --index a NIfTI file")
+    parser.add_argument("--index", type=int, help="with --source: write this one nodule (row, from 0) as NIfTI")
+    parser.add_argument("--score-3", choices=("benign", "blank"), default="benign", help="label at a mean of exactly 3")
+    parser.add_argument("--size", type=int, default=71, help="with --tcia: pixels a side of a crop (default 71)")
+    parser.add_argument("--slices", type=int, default=1, help="with --tcia: slices, around the central one (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the split by patient")
+    options = parser.parse_args(arguments)
+    if options.index is not None and options.source is None:
+        parser.error("--index goes with --source")
+    common = {"score_3": options.score_3, "seed": options.seed}
+    try:
+        if options.index is not None:
+            print(f"wrote {write_nodule(options.source, options.index, options.out)}")
+            return 0
+        if options.source is not None:
+            manifest = write_arrays(options.source, options.out, **common)
+        else:
+            manifest = write_tcia(options.tcia, options.out, size=options.size, slices=options.slices, **common)
+    except DiffcfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"wrote {manifest.source}")
+    for split in SPLITS:
+        counts = manifest.class_counts(split)
+        print(f"{split:>5}: " + ", ".join(f"{'unlabelled' if k is None else k}: {n}" for k, n in counts.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

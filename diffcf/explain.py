@@ -1,0 +1,335 @@
+"""The Explainer: generator, black box and agent in, an explanation out. It is what the command line calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from diffcf.cards import AgentCard
+from diffcf.counterfactuals import (
+    AgentScorer,
+    Counterfactuals,
+    ImageScorer,
+    Points,
+    Shift,
+    counterfactual,
+    path,
+    spread_covariance,
+)
+from diffcf.counterfactuals.direction import Covariance
+from diffcf.counterfactuals.ray import take
+from diffcf.errors import CheckpointError, ConfigError
+from diffcf.trust import (
+    Evidence,
+    TrustStatistics,
+    TrustThresholds,
+    edit_magnitude,
+    trust_checks,
+    worst_psnr,
+)
+from diffcf.types import Code, Cost, Explanation, Solution
+
+MEBI = 1024**2
+
+
+@dataclass(frozen=True)
+class ExplainSettings:
+    """How an explanation is searched and judged.
+
+    shift: the solver, with the asked probability and the budget of decodings.
+    metric: which steps count as equally long. "spread": measured in the standard deviations of the agent's training
+        codes, channel by channel; "covariance": in all the codes' covariance, as the generator's trust statistics hold
+        it; "none": in the code's own unit, which makes the direction the plain gradient of paper 004, Eq. 2.
+    residual_carry: keep in the counterfactual what the decoder cannot reproduce (`Ray`).
+    path_points: n of the path.
+    thresholds: of the trust checks.
+    """
+
+    shift: Shift = field(default_factory=Shift)
+    metric: Literal["spread", "covariance", "none"] = "spread"
+    residual_carry: bool = False
+    path_points: int = 9
+    thresholds: TrustThresholds = field(default_factory=TrustThresholds)
+
+
+class Explainer:
+    """Explains decisions of one black box through one generator and the agent that belongs to both.
+
+    generator: a `SliceWise`, on the device of the black box and the agent. trust: the generator's statistics; without
+    them an explanation is made, and its first failed check says that nobody can judge it. generator_hash,
+    blackbox_hash: content hashes of the folders that the models were read from; where given, the agent's card must
+    name the same (`Explainer.load` gives them).
+
+    Errors: CheckpointError where the agent belongs to another black box or generator, in hash, slices or classes;
+    ConfigError where the black box cannot see the generator's images.
+    """
+
+    def __init__(
+        self,
+        generator: Any,
+        blackbox: Any,
+        agent: Any,
+        settings: ExplainSettings | None = None,
+        *,
+        trust: TrustStatistics | None = None,
+        generator_hash: str | None = None,
+        blackbox_hash: str | None = None,
+    ) -> None:
+        self.generator, self.blackbox, self.agent = generator, blackbox, agent
+        self.settings = settings or ExplainSettings()
+        self.trust = trust
+        self.preparation = generator.card.preparation
+        self.classes = tuple(blackbox.card.classes)
+        self._view = blackbox.view_of(self.preparation)
+        slices = blackbox.card.preparation.slices
+        check_agent(agent.card, self.classes, slices, generator_hash, blackbox_hash)
+        self.slices = slices
+        if self.settings.metric == "covariance" and trust is None:
+            raise ConfigError("the metric 'covariance' is read from trust statistics, but the generator has none.")
+
+    @classmethod
+    def load(
+        cls,
+        generator: str | Path,
+        classifier: str | Path,
+        agent: str | Path,
+        settings: ExplainSettings | None = None,
+        *,
+        card: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        **sampling: Any,
+    ) -> Explainer:
+        """Read all three from folders or bundled names and check that they belong together.
+
+        card: of a classifier that is a bare file. sampling: `sampler` and `steps` of `load_generator`.
+        """
+        from diffcf.classifiers.agent import load_agent
+        from diffcf.classifiers.blackbox import load_blackbox
+        from diffcf.generators.generator import SliceWise, load_generator
+        from diffcf.weights import content_hash, resolve
+
+        lifted = SliceWise(load_generator(generator, **sampling))
+        lifted.to(device)
+        statistics = resolve(generator) / (lifted.card.trust or "")
+        return cls(
+            lifted,
+            load_blackbox(classifier, card).to(device),
+            load_agent(agent).to(device),
+            settings,
+            trust=TrustStatistics.load(statistics) if lifted.card.trust and statistics.is_file() else None,
+            generator_hash=content_hash(generator),
+            blackbox_hash=content_hash(classifier),
+        )
+
+    def explain(
+        self, image: Tensor, target: int | str | None = None, probability: float | None = None, seed: int = 0
+    ) -> Explanation:
+        """Explain one scan.
+
+        image: "s c h w" or "1 s c h w" in [-1, 1] of the generator's preparation. target: class index or name; None is
+        the other one of two classes, and of more the runner-up. probability: what the black box itself must give the
+        target, instead of the settings'. seed: of the fresh x_T that the edit is compared with; nothing else is random.
+
+        Returns an `Explanation` with b = 1, on the image's device. Errors: ConfigError for images and targets that do
+        not fit the models.
+        """
+        batch = image if image.ndim == 5 else image[None]
+        if len(batch) != 1:
+            raise ConfigError(f"{len(batch)} scans came; explain takes one, explain_batch several.")
+        return self.explain_batch(batch, None if target is None else [target], probability, seed)[0]
+
+    @torch.no_grad()
+    def explain_batch(
+        self,
+        images: Tensor,
+        targets: Sequence[int | str] | None = None,
+        probability: float | None = None,
+        seed: int = 0,
+    ) -> list[Explanation]:
+        """Explain several scans "b s c h w" together; one explanation each, as `explain` gives it.
+
+        Counts of the cost are each scan's own; seconds are divided evenly and the memory is everybody's.
+        """
+        images = self._checked(images)
+        device = images.device
+        started = time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        solver = self.settings.shift
+        if probability is not None:
+            solver = replace(solver, search=replace(solver.search, probability=probability))
+        found = counterfactual(
+            images,
+            self._target_indices(targets, len(images), device),
+            generator=self.generator,
+            agent=AgentScorer(self.agent),
+            blackbox=ImageScorer(self.blackbox, self._view),
+            solver=solver,
+            covariance=self._covariance(),
+            residual_carry=self.settings.residual_carry,
+        )
+        way = path(found, solver, self.settings.path_points)
+        floor = self._floor(found, seed)
+        psnrs = worst_psnr(found.ray.reconstruction, images)
+        seconds = (time.perf_counter() - started) / len(images)
+        memory = _peak_memory_mb(device)
+        return [
+            self._explanation(found, way, floor, psnrs, sample, solver.search.probability, seconds, memory)
+            for sample in range(len(images))
+        ]
+
+    def _explanation(
+        self,
+        found: Counterfactuals,
+        way: Points,
+        floor: Tensor,
+        psnrs: Tensor,
+        sample: int,
+        probability: float,
+        seconds: float,
+        memory: float,
+    ) -> Explanation:
+        ray, one, mine = found.ray, slice(sample, sample + 1), way[:, sample]
+        index = torch.tensor([sample], device=ray.factual.device)
+        difference = found.difference[one]
+        judged = self.trust is not None
+        evidence = Evidence(
+            factual=ray.factual_probability[sample].tolist(),
+            reconstruction=ray.reconstruction_probability[sample].tolist(),
+            counterfactual=found.end.probability[sample].tolist(),
+            agent=ray.agent_probability[sample].tolist(),
+            target=int(found.target[sample]),
+            probability=probability,
+            edit=float(edit_magnitude(difference)),
+            floor=float(floor[sample]),
+            code_distance=float(self.trust.code_distance(ray.code.semantic[one])) if self.trust else None,
+            appearance_distance=float(self.trust.appearance_distance(ray.factual[one])) if self.trust else None,
+            psnr=float(psnrs[sample]) if judged else None,
+        )
+        solution = found.solution
+        return Explanation(
+            factual=ray.factual[one],
+            reconstruction=ray.reconstruction[one],
+            counterfactual=found.end.image[one],
+            reference=ray.reference[one],
+            difference=difference,
+            factual_code=take(ray.code, index),
+            counterfactual_code=take(found.code, index),
+            factual_probability=ray.factual_probability[one],
+            reconstruction_probability=ray.reconstruction_probability[one],
+            counterfactual_probability=found.end.probability[one],
+            agent_probability=ray.agent_probability[one],
+            target=found.target[one],
+            solution=Solution(
+                solution.value[one], solution.converged[one], solution.steps[one], solution.residual[one]
+            ),
+            reachable=found.reachable[one],
+            path_steps=mine.step,
+            path_images=mine.image[:, None],
+            path_probability=mine.probability[:, None],
+            path_agent_probability=mine.agent_probability[:, None],
+            residual_carry=ray.residual_carry,
+            cost=Cost(
+                generator_forwards=int(ray.effort.generator_forwards[sample]),
+                generator_backwards=0,  # the direction comes from the agent, which reads the code
+                blackbox_forwards=int(ray.effort.blackbox_forwards[sample]),
+                seconds=seconds,
+                peak_memory_mb=memory,
+            ),
+            trust=trust_checks(evidence, self.trust, self.settings.thresholds, self.classes),
+        )
+
+    def _floor(self, found: Counterfactuals, seed: int) -> Tensor:
+        """What noise alone changes, "b": the factual code decoded from two fresh x_T; 0 for a generator without x_T."""
+        ray = found.ray
+        noise = ray.code.stochastic
+        if noise is None:
+            return torch.zeros(len(ray.factual))
+        everyone = torch.arange(len(ray.factual), device=ray.factual.device)
+        images = []
+        for offset in (0, 1):
+            # Every sample sees the same noise, so that an explanation does not depend on its neighbours.
+            fresh = self.generator.fresh_stochastic(ray.code.semantic[:1], seed + offset)
+            fresh = fresh.to(noise).expand_as(noise)
+            images.append(ray.decode(Code(ray.code.semantic, fresh), everyone).clamp(-1, 1))
+        return edit_magnitude(images[1] - images[0]).cpu()
+
+    def _covariance(self) -> Covariance | None:
+        if self.settings.metric == "none":
+            return None
+        if self.settings.metric == "covariance" and self.trust is not None:
+            return self.trust.codes.covariance
+        return spread_covariance(self.agent.scale)
+
+    def _target_indices(
+        self, targets: Sequence[int | str] | None, count: int, device: torch.device
+    ) -> Tensor | None:
+        if targets is None:
+            return None
+        if len(targets) != count:
+            raise ConfigError(f"{len(targets)} targets for {count} scans.")
+        return torch.tensor([self.class_index(target) for target in targets], device=device)
+
+    def class_index(self, target: int | str) -> int:
+        """Index of a class given by index or name. Errors: ConfigError, which lists the classes."""
+        if isinstance(target, str) and target in self.classes:
+            return self.classes.index(target)
+        if str(target).isdigit() and int(target) < len(self.classes):
+            return int(target)
+        listed = ", ".join(f"{index} = {name!r}" for index, name in enumerate(self.classes))
+        raise ConfigError(f"target {target!r} is no class of this black box, which has {listed}.")
+
+    def _checked(self, images: Tensor) -> Tensor:
+        size = self.preparation.size
+        if images.ndim != 5 or images.shape[1] != self.slices or tuple(images.shape[-2:]) != (size, size):
+            raise ConfigError(
+                f"images of shape {tuple(images.shape)}: expected (b, {self.slices}, c, {size}, {size}), as the "
+                "generator's card says; prepare the scan with its preparation and the black box's number of slices."
+            )
+        if not torch.isfinite(images).all() or float(images.abs().max()) > 1 + 1e-4:
+            raise ConfigError("images must be finite and within [-1, 1]; apply the card's window and clip to it.")
+        return images.clamp(-1, 1)
+
+
+def check_agent(
+    card: AgentCard | None,
+    classes: Sequence[str],
+    slices: int,
+    generator_hash: str | None = None,
+    blackbox_hash: str | None = None,
+) -> None:
+    """Refuse an agent that was trained with another black box or generator (CheckpointError); None is not checked."""
+    if card is None:
+        raise CheckpointError("the agent has no card.yaml, so nobody knows which black box it imitates; train it again.")
+    wrong = []
+    if blackbox_hash is not None and card.blackbox_hash != blackbox_hash:
+        wrong.append(f"black box {card.blackbox_hash[:12]}, but this one is {blackbox_hash[:12]}")
+    if generator_hash is not None and card.generator_hash != generator_hash:
+        wrong.append(f"generator {card.generator_hash[:12]}, but this one is {generator_hash[:12]}")
+    if list(card.classes) != list(classes):
+        wrong.append(f"classes {list(card.classes)}, but the black box has {list(classes)}")
+    if card.slices != slices:
+        wrong.append(f"{card.slices} slice(s), but the black box sees {slices}")
+    if wrong:
+        raise CheckpointError(
+            f"this agent does not belong here; its card says {'; '.join(wrong)}. "
+            "Give the agent of this pair, or train one: train/agent.py."
+        )
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in MiB: of the accelerator since the explanation began, or of the process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MEBI
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MEBI if sys.platform == "darwin" else peak / 1024

@@ -1,0 +1,146 @@
+"""What every evaluation script ends with: a table on the console and `docs/results/NAME.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "docs" / "results"
+
+
+def write_result(
+    name: str,
+    table: str,
+    command: str,
+    rows: Sequence[Mapping[str, Any]],
+    seed: int,
+    *,
+    data: str = "",
+    folder: Path = RESULTS,
+    console: Console | None = None,
+) -> Path:
+    """Print `rows` as a table and write `folder/NAME.json`; returns the file.
+
+    table: what the figures are, in a line. command: how to make them again (`command_line()`). rows: flat mappings of
+    text, numbers and booleans; KEY_low and KEY_high are the interval of KEY. Numbers keep six digits, and what is not
+    finite becomes null. data: which data, in words.
+    """
+    plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
+    (console or Console()).print(render_table(table, plain))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    result = {
+        "table": table,
+        "command": command,
+        "commit": git_commit(),
+        "device": device_in_words(),
+        "seed": seed,
+        "data": data,
+        "rows": plain,
+    }
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def render_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A rich table of flat rows; intervals stand behind their figure as [low, high]."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    bounds = {f"{key}_{end}" for key in keys for end in ("low", "high")}
+    shown = [key for key in keys if key not in bounds]
+    table = Table(title=title)
+    for key in shown:
+        figure = any(isinstance(row.get(key), (int, float)) for row in rows)
+        table.add_column(key, justify="right" if figure else "left", no_wrap=figure)
+    for row in rows:
+        table.add_row(*(_cell(row, key) for key in shown))
+    return table
+
+
+def command_line(argv: Sequence[str] | None = None) -> str:
+    """The running script's command line as another checkout can repeat it.
+
+    Paths below the repository become relative, those below DIFFCF_DATA start with $DIFFCF_DATA, and other absolute
+    paths keep their last part only: a result tells nobody where somebody's files lie.
+    """
+    script, *arguments = sys.argv if argv is None else argv
+    words = ["python", _portable(str(Path(script).resolve()))]
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        words.append(f"{option}={_portable(value)}" if equals else _portable(argument))
+    return " ".join(word if "$DIFFCF_DATA" in word else shlex.quote(word) for word in words)
+
+
+def git_commit() -> str:
+    """The commit that produced a result, '-dirty' where the tree differs from it (other results aside)."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--", ".", ":(exclude)docs/results")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}-dirty" if changed else commit
+
+
+def device_in_words() -> dict[str, Any]:
+    """Processor and accelerator by model, threads and torch version; nothing that names the machine."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = models[0] if models else cpu
+    return {
+        "cpu": cpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _portable(word: str) -> str:
+    path = Path(word)
+    if not path.is_absolute():
+        return word
+    if path.is_relative_to(REPOSITORY):
+        return str(path.relative_to(REPOSITORY))
+    data = os.environ.get("DIFFCF_DATA")
+    if data and path.is_relative_to(data):
+        return f"$DIFFCF_DATA/{path.relative_to(data)}"
+    return path.name
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, str)) or value is None:
+        return value
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, (bool, int)):
+        return number
+    if isinstance(number, float):
+        return float(f"{number:.6g}") if math.isfinite(number) else None
+    raise TypeError(f"a result's row holds {type(value).__name__}; rows are flat: text, numbers, booleans or None")
+
+
+def _cell(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"

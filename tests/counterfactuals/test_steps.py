@@ -1,0 +1,95 @@
+"""The search for a step, against functions whose crossing is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffcf.counterfactuals import StepSearch, find_step
+from diffcf.errors import ConfigError
+
+SLOPES = torch.tensor([0.05, 0.3, 1.0, 7.0], dtype=torch.float64)
+OFFSETS = torch.tensor([-1.0, -3.0, -0.1, -5.0], dtype=torch.float64)
+
+
+def sigmoid_line(index, step):
+    return torch.sigmoid(OFFSETS[index] + SLOPES[index] * step)
+
+
+@pytest.mark.parametrize("probability", [0.4, 0.75, 0.95])
+@pytest.mark.parametrize("first", [0.05, 1.0, 20.0])
+def test_the_crossing_of_a_rising_function(probability: float, first: float) -> None:
+    search = StepSearch(probability, evaluations=60, tolerance=0, resolution=1e-6, longest=1000)
+    start = torch.sigmoid(OFFSETS)
+    found = find_step(sigmoid_line, start, torch.full_like(start, first), search)
+    logit = torch.tensor(probability, dtype=torch.float64).logit()
+    exact = ((logit - OFFSETS) / SLOPES).clamp(min=0)
+    assert found.reached.all()
+    assert found.converged.all()
+    torch.testing.assert_close(found.step, exact, rtol=2e-6, atol=0)
+    assert (found.step >= exact).all()  # the asked probability is reached, not nearly reached
+    assert (found.probability >= probability).all()
+    assert (found.bracket <= 1.1e-6 * found.step).all()
+
+
+def test_each_sample_is_evaluated_until_its_own_search_ends() -> None:
+    asked = []
+
+    def counted(index, step):
+        asked.extend(index.tolist())
+        return sigmoid_line(index, step)
+
+    start = torch.sigmoid(OFFSETS)
+    found = find_step(counted, start, torch.ones_like(start), StepSearch(0.4, evaluations=30, longest=1000))
+    assert [asked.count(i) for i in range(4)] == found.evaluations.tolist()
+    assert found.evaluations[2] == 0  # sigmoid(-0.1) is past 0.4 already
+    assert found.step[2] == 0
+    assert found.round[2] == -1
+    assert len(set(found.evaluations.tolist())) > 2
+
+
+def test_tolerance_ends_the_search_early() -> None:
+    start = torch.sigmoid(OFFSETS)
+    loose = find_step(sigmoid_line, start, torch.ones_like(start), StepSearch(tolerance=0.1, longest=1000))
+    tight = find_step(sigmoid_line, start, torch.ones_like(start), StepSearch(tolerance=1e-3, longest=1000))
+    assert ((loose.probability - 0.75) <= 0.1)[loose.converged].all()
+    assert loose.evaluations.sum() < tight.evaluations.sum()
+
+
+def test_what_cannot_be_reached_is_said_and_the_best_point_kept() -> None:
+    peak = torch.tensor([0.6, 0.3])
+
+    def hill(index, step):  # highest at step 4, never 0.75; the second falls from the start
+        return torch.where(index == 0, peak[index] - 0.02 * (step - 4).abs(), 0.3 - 0.01 * step)
+
+    found = find_step(hill, torch.tensor([0.2, 0.3]), torch.ones(2), StepSearch(longest=16))
+    assert not found.reached.any()
+    assert not found.converged.any()
+    assert found.step.tolist() == [4.0, 0.0]
+    assert found.round.tolist() == [2, -1]
+    assert found.probability.tolist() == pytest.approx([0.6, 0.3])
+    assert found.evaluations.tolist() == [5, 5]  # 1, 2, 4, 8, 16: the longest step ends it
+    assert torch.isinf(found.bracket).all()
+
+
+def test_a_budget_that_runs_out_keeps_what_it_has() -> None:
+    start = torch.sigmoid(OFFSETS)
+    found = find_step(sigmoid_line, start, torch.full_like(start, 16.0), StepSearch(evaluations=2, tolerance=0))
+    assert found.evaluations.tolist() == [2, 2, 2, 2]
+    assert found.reached.tolist() == [False, True, True, True]
+    assert not found.converged.any()
+    assert torch.isfinite(found.bracket).tolist() == [False, True, True, True]
+
+
+def test_a_score_that_is_not_a_number_is_never_reached() -> None:
+    found = find_step(lambda index, step: torch.full_like(step, torch.nan), torch.zeros(2), torch.ones(2), StepSearch())
+    assert not found.reached.any()
+    assert found.step.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"probability": 0.0}, {"probability": 1.0}, {"evaluations": 0}, {"longest": 0.0}, {"tolerance": -1.0}]
+)
+def test_settings_that_cannot_be_meant(wrong) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        StepSearch(**wrong)

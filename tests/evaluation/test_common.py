@@ -1,0 +1,92 @@
+"""The result writer: what is written, what is printed, and what is kept out."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def common(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "evaluation"))
+    return importlib.import_module("common")
+
+
+def test_a_result_is_written_and_printed(common, tmp_path: Path) -> None:
+    rows = [
+        {"method": "L1", "n": 12, "default": True, "auc": np.float32(0.987654321), "auc_low": 0.9, "auc_high": 1.0},
+        {"method": "control", "n": 12, "auc": float("nan"), "kl": torch.tensor(0.25)},
+    ]
+    screen = io.StringIO()
+    path = common.write_result(
+        "toy", "A table", "python x.py", rows, 7, data="toys", folder=tmp_path, console=Console(file=screen, width=120)
+    )
+    result = json.loads(path.read_text())
+    assert path == tmp_path / "toy.json"
+    assert list(result) == ["table", "command", "commit", "device", "seed", "data", "rows"]
+    assert (result["table"], result["command"], result["seed"], result["data"]) == ("A table", "python x.py", 7, "toys")
+    assert result["rows"][0] == {
+        "method": "L1",
+        "n": 12,
+        "default": True,
+        "auc": 0.987654,
+        "auc_low": 0.9,
+        "auc_high": 1,
+    }
+    assert result["rows"][1]["auc"] is None
+    assert result["rows"][1]["kl"] == 0.25
+    assert set(result["device"]) == {"cpu", "gpu", "threads", "torch"}
+    assert "0.988 [0.900, 1.000]" in screen.getvalue()
+    assert "auc_low" not in screen.getvalue()
+
+
+def test_rows_are_flat(common, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="flat"):
+        common.write_result("toy", "t", "c", [{"auc": [1, 2]}], 0, folder=tmp_path, console=Console(file=io.StringIO()))
+
+
+def test_the_command_line_names_no_place_on_this_machine(
+    common, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DIFFCF_DATA", str(tmp_path / "data"))
+    argv = [
+        str(ROOT / "evaluation" / "toy.py"),
+        "--config",
+        str(ROOT / "configs" / "a.yaml"),
+        f"--manifest={tmp_path / 'data' / 'x.csv'}",
+        f"--cache={tmp_path / 'secret' / 'cache'}",
+        "--seed=1",
+        "a b",
+    ]
+    assert common.command_line(argv) == (
+        "python evaluation/toy.py --config configs/a.yaml --manifest=$DIFFCF_DATA/x.csv --cache=cache --seed=1 'a b'"
+    )
+
+
+def test_the_commit_says_when_the_tree_differs(common, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(common, "REPOSITORY", tmp_path)
+    assert common.git_commit() == "unknown"
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    git("commit", "--allow-empty", "--no-verify", "-m", "start")
+    clean = common.git_commit()
+    assert len(clean) == 40
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    (tmp_path / "docs" / "results" / "a.json").write_text("{}")
+    assert common.git_commit() == clean
+    (tmp_path / "code.py").write_text("")
+    assert common.git_commit() == f"{clean}-dirty"

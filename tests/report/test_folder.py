@@ -1,0 +1,60 @@
+"""A results folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from diffcf.errors import ConfigError
+from diffcf.report import whole_folder
+
+MARKER = "explanation.json"
+
+
+def fill(folder, text="{}"):
+    (folder / MARKER).write_text(text)
+
+
+def test_appears_at_the_end(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with whole_folder(out, MARKER) as folder:
+        fill(folder)
+        assert not out.exists()
+    assert [path.name for path in out.iterdir()] == [MARKER]
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_failure_leaves_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "out", MARKER) as folder:
+        fill(folder / "missing")
+    assert not list(tmp_path.iterdir())
+
+
+def test_empty_folder_is_taken_and_a_full_one_refused(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with whole_folder(out, MARKER) as folder:
+        fill(folder)
+    with pytest.raises(ConfigError, match="not empty"), whole_folder(out, MARKER):
+        pytest.fail("the block ran")
+
+
+def test_overwrite_replaces_results_only(tmp_path):
+    out = tmp_path / "out"
+    with whole_folder(out, MARKER) as folder:
+        fill(folder, "old")
+    with pytest.raises(KeyError), whole_folder(out, MARKER, overwrite=True):
+        raise KeyError
+    assert (out / MARKER).read_text() == "old"
+    with whole_folder(out, MARKER, overwrite=True) as folder:
+        fill(folder, "new")
+    assert (out / MARKER).read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 1
+    (out / MARKER).rename(out / "thesis.docx")
+    with pytest.raises(ConfigError, match="no earlier result"), whole_folder(out, MARKER, overwrite=True):
+        pytest.fail("the block ran")
+
+
+def test_file_is_refused(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ConfigError, match="is a file"), whole_folder(tmp_path / "out", MARKER):
+        pytest.fail("the block ran")

@@ -1,0 +1,206 @@
+"""train/agent.py from manifest to files, over a generator and a black box that are linear and therefore known."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from einops import rearrange
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+
+from diffcf.cards import ClassifierCard, GeneratorCard, Preparation
+from diffcf.classifiers.agent import load_agent
+from diffcf.distillation import KL, L1, MSE
+from diffcf.errors import ConfigError
+from diffcf.types import Code
+
+ROOT = Path(__file__).parents[2]
+SLICES, SIZE = 2, 4
+PREPARATION = Preparation(size=SIZE, slices=SLICES)
+
+
+class LinearGenerator:
+    """A code that is the image in other units; encodes and decodes exactly, and counts what it was asked."""
+
+    card = GeneratorCard(PREPARATION)
+    encodes = 0
+
+    def to(self, device: torch.device) -> LinearGenerator:
+        return self
+
+    def encode_semantic(self, image: Tensor) -> Tensor:
+        self.encodes += len(image)
+        return 5 * rearrange(image, "b s c h w -> b s (c h w)") - 1
+
+    def encode(self, image: Tensor) -> Code:
+        return Code(self.encode_semantic(image))
+
+    def decode(self, code: Code) -> Tensor:
+        return rearrange((code.semantic + 1) / 5, "b s (c h w) -> b s c h w", c=1, h=SIZE)
+
+
+class LinearBlackBox(nn.Module):
+    """Affine features of all slices together, and a linear head (or none to be seen)."""
+
+    def __init__(self, head: bool = True) -> None:
+        super().__init__()
+        self.layer = nn.Linear(SLICES * SIZE * SIZE, 6)
+        self.last = nn.Linear(6, 2)
+        nn.init.normal_(self.last.weight, std=3)
+        self.head = self.last if head else None
+        self.card = ClassifierCard(PREPARATION, ["no", "yes"])
+
+    def features(self, image: Tensor) -> Tensor:
+        return self.layer(rearrange(image, "b s c h w -> b (s c h w)"))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.last(self.features(image))
+
+    def view_of(self, preparation: Preparation):
+        assert preparation == PREPARATION
+        return lambda image: image
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, its models and images replaced by known ones; `script.generator` and `.blackbox` are what it gets."""
+    spec = importlib.util.spec_from_file_location("train_agent", ROOT / "train" / "agent.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "train_agent", module)
+    spec.loader.exec_module(module)
+    module.generator, module.blackbox = LinearGenerator(), LinearBlackBox()
+    pixels = torch.rand(120, SLICES, 1, SIZE, SIZE) * 2 - 1
+    monkeypatch.setattr(module, "load_generator", lambda name, **options: name)
+    monkeypatch.setattr(module, "SliceWise", lambda generator: module.generator)
+    monkeypatch.setattr(module, "load_blackbox", lambda name: module.blackbox)
+    monkeypatch.setattr(module, "content_hash", lambda name: f"hash of {name}")
+    monkeypatch.setattr(
+        module,
+        "ScanDataset",
+        lambda manifest, preparation, split: SimpleNamespace(
+            images=torch.stack([pixels[int(row.path.stem)] for row in manifest.split(split)])
+        ),
+    )
+    return module
+
+
+def write_manifest(folder: Path, name: str = "manifest.csv", patients: str = "p", rows: range = range(120)) -> Path:
+    lines = []
+    for i in rows:
+        (folder / f"{i}.npy").touch()
+        lines.append(f"{i}.npy,{patients}{i},,{'train' if i < 80 else 'val'}")
+    (folder / name).write_text("\n".join(["path,patient,label,split", *lines]))
+    return folder / name
+
+
+def configure(script: ModuleType, folder: Path, **changes: object):
+    config = script.Config(
+        out=folder / "run",
+        manifests=[write_manifest(folder)],
+        generator="gen",
+        classifier="black",
+        epochs=2,
+        cache=folder / "cache",
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.mark.parametrize("loss", [L1(), MSE(), KL()])
+def test_an_agent_is_trained_written_and_agrees(script, tmp_path: Path, loss) -> None:
+    figures = script.main(configure(script, tmp_path, loss=loss))
+    assert figures["kl"] < 1e-5
+    assert figures["accuracy"] == 1
+    agent = load_agent(tmp_path / "run" / "agent")
+    assert agent.card.blackbox_hash == "hash of black"
+    assert agent.card.generator_hash == "hash of gen"
+    assert agent.card.classes == ["no", "yes"]
+    assert agent.card.about["loss"] == type(loss).__name__
+    assert agent.card.about["validation"]["kl"] == pytest.approx(figures["kl"])
+    assert torch.equal(agent.head.weight, script.blackbox.head.weight)
+
+
+def test_codes_are_computed_once(script, tmp_path: Path) -> None:
+    first = script.main(configure(script, tmp_path))
+    asked = script.generator.encodes
+    assert asked == 2 * 80 + 40  # training images and their mirror images, validation images
+    assert script.main(configure(script, tmp_path)) == first
+    assert script.generator.encodes == asked
+    script.main(configure(script, tmp_path, generator="another"))
+    assert script.generator.encodes == 2 * asked
+
+
+def test_training_from_the_papers_random_start_improves_and_is_repeatable(script, tmp_path: Path) -> None:
+    short = configure(script, tmp_path, init="random", epochs=1, learning_rate=1e-6)
+    long = configure(script, tmp_path, init="random", epochs=30, learning_rate=3e-3)
+    before, after = script.main(short), script.main(long)
+    assert after["kl"] < before["kl"] / 5
+    assert script.main(long) == after
+
+
+def test_the_start_is_kept_where_training_only_harms(script, tmp_path: Path) -> None:
+    script.main(configure(script, tmp_path, learning_rate=1.0, loss=KL()))
+    assert load_agent(tmp_path / "run" / "agent").card.about["best_epoch"] == 0
+
+
+def test_patience_ends_training(script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    steps = script.steps_of_epoch
+    monkeypatch.setattr(script, "steps_of_epoch", lambda *of: seen.append(of) or steps(*of))
+    script.main(configure(script, tmp_path, epochs=50, patience=3, learning_rate=1.0))
+    assert len(seen) == 3
+
+
+def test_edits_join_the_distillation_set(script, tmp_path: Path) -> None:
+    script.main(configure(script, tmp_path, edits=2))
+    about = load_agent(tmp_path / "run" / "agent").card.about
+    assert about["train_codes"] == 2 * 80 + 2 * 80
+    assert about["validation"]["n"] == 40  # figures stay on unedited images
+
+
+def test_manifests_are_joined_and_checked_together(script, tmp_path: Path) -> None:
+    halves = [write_manifest(tmp_path, f"{r.start}.csv", rows=r) for r in (range(40), range(40, 120))]
+    joined = script.main(configure(script, tmp_path, manifests=halves))
+    assert joined == script.main(configure(script, tmp_path))
+    text = halves[1].read_text().replace("100.npy,p100,,val", "100.npy,p3,,val")
+    halves[1].write_text(text)
+    with pytest.raises(ConfigError, match="'p3' is in 2 splits"):
+        script.main(configure(script, tmp_path, manifests=halves))
+
+
+def test_a_black_box_without_features_takes_the_kl_loss_only(script, tmp_path: Path) -> None:
+    script.blackbox = LinearBlackBox(head=False)
+    with pytest.raises(ConfigError, match="KL loss"):
+        script.main(configure(script, tmp_path, loss=L1()))
+    assert script.main(configure(script, tmp_path, loss=KL()))["kl"] < 1e-5
+
+
+def test_processes_share_each_global_batch(script) -> None:
+    alone = list(script.steps_of_epoch(50, 16, 0, 3, 0, 1))
+    shares = [list(script.steps_of_epoch(50, 16, 0, 3, rank, 2)) for rank in range(2)]
+    assert len(alone) == 3  # the remainder waits for another epoch's order
+    assert len(set(torch.cat(alone).tolist())) == 48
+    assert len(next(script.steps_of_epoch(5, 16, 0, 1, 0, 1))) == 5
+    with pytest.raises(ConfigError, match="3 processes"):
+        next(script.steps_of_epoch(50, 16, 0, 3, 0, 3))
+    for whole, left, right in zip(alone, *shares, strict=True):
+        assert len(left) == len(right)
+        assert sorted([*left.tolist(), *right.tolist()]) == sorted(whole.tolist())
+    other = next(script.steps_of_epoch(50, 16, 0, 4, 0, 1))
+    assert other.tolist() != alone[0].tolist()
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*(ROOT / "configs" / "agent").glob("*.yaml"), ROOT / "configs/tiny/agent.yaml"])
+)
+def test_configs_are_valid(script, path: Path) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(script.Config)
+    if "agreement" not in path.name:
+        parser.parse_args([f"--config={path}"])

@@ -1,0 +1,179 @@
+"""Train an agent: a linear student of a black box, over the codes of a generator (paper 004, sections 2.2 and 3.2).
+
+    accelerate launch train/agent.py --config configs/agent/lidc_l1.yaml
+
+No labels are needed: the black box labels every image itself, so manifests of unlabelled scans may be added. The
+weights that agree best with it on the validation split (smallest KL, the start included) are written to OUT/agent.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from diffcf import distillation
+from diffcf.cards import AgentCard
+from diffcf.classifiers.agent import Agent, save_agent
+from diffcf.classifiers.blackbox import load_blackbox
+from diffcf.data.dataset import ScanDataset
+from diffcf.data.manifest import SPLITS, Manifest
+from diffcf.distillation import KL, L1, AgentLoss, Distillation, DistillationSet, Observation, evaluate_loss, observe
+from diffcf.errors import ConfigError
+from diffcf.generators.generator import SliceWise, load_generator
+from diffcf.weights import content_hash
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to distil, from what, and how.
+
+    Args:
+        out: run folder.
+        manifests: CSV files; their "train" rows are learned from, their "val" rows select. Labels are not read.
+        generator: folder or bundled name of the generator whose semantic encoder the agent reads.
+        classifier: folder or bundled name of the black box.
+        loss: L1 (the paper's default), MSE or KL.
+        init: "ridge" starts from the closed-form solution of the MSE loss, its penalty chosen on the validation split;
+            "random" is the paper's.
+        flips: the mirror image of every training image is learned from too, labelled anew by the black box.
+        pool: average pooling of a spatial code before it is flattened.
+        epochs: passes over the training codes.
+        batch: images a step, over all processes.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+        patience: stop after so many epochs without better agreement; 0 never stops early.
+        edits: decoded counterfactual edits an image, added after a first fit for a second one; 0 adds none.
+        edit_steps: sampler steps for them, to encode and again to decode.
+        residual_carry: label edits as explanations with residual carry show them.
+        cache: where codes are kept; null keeps none.
+        seed: of initialisation, order and edits.
+    """
+
+    out: Path
+    manifests: list[Path]
+    generator: str
+    classifier: str
+    loss: AgentLoss = field(default_factory=L1)
+    init: Literal["ridge", "random"] = "ridge"
+    flips: bool = True
+    pool: int = 1
+    epochs: int = 100
+    batch: int = 16
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    patience: int = 0
+    edits: int = 0
+    edit_steps: int = 20
+    residual_carry: bool = False
+    cache: Path | None = Path("runs/cache")
+    seed: int = 0
+
+
+def steps_of_epoch(count: int, batch: int, seed: int, epoch: int, rank: int, world: int) -> Iterator[Tensor]:
+    """This process's equal share of each whole global batch; the order depends on seed and epoch alone."""
+    batch = min(batch, count)
+    if batch % world:
+        raise ConfigError(f"a batch of {batch} does not divide among {world} processes; change batch.")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    for chunk in order[: count - count % batch].split(batch):
+        yield chunk[rank::world]
+
+
+def fit(accelerator: Accelerator, agent: Agent, train: DistillationSet, val: DistillationSet, config: Config) -> int:
+    """Minimise the loss; leaves the agent at its best epoch by validation KL and returns that (0 is the start)."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    module = Distillation(agent, config.loss)
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    optimiser = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
+    module, optimiser = accelerator.prepare(module, optimiser)
+    tensors = {key: value.to(accelerator.device) for key, value in train.tensors().items()}
+    best, best_epoch, best_state = evaluate_loss(agent, val, KL()), 0, copy.deepcopy(agent.state_dict())
+    with Progress(disable=not accelerator.is_main_process, transient=True) as progress:
+        task = progress.add_task("agent", total=config.epochs)
+        for epoch in range(1, config.epochs + 1):
+            for index in steps_of_epoch(len(train), config.batch, config.seed, epoch, rank, world):
+                loss = module(**{key: value[index] for key, value in tensors.items()})
+                accelerator.backward(loss)
+                optimiser.step()
+                optimiser.zero_grad()
+            kl = evaluate_loss(agent, val, KL())
+            if kl < best:
+                best, best_epoch, best_state = kl, epoch, copy.deepcopy(agent.state_dict())
+            progress.update(task, advance=1, description=f"agent: KL {kl:.4f}, best {best:.4f} at epoch {best_epoch}")
+            if config.patience and epoch - best_epoch >= config.patience:
+                break
+    agent.load_state_dict(best_state)
+    return best_epoch
+
+
+def main(config: Config) -> dict[str, float]:
+    """Compute codes, train, select, write; returns the agreement on the validation split."""
+    accelerator = Accelerator()
+    set_seed(config.seed)
+    generator = SliceWise(load_generator(config.generator, steps=config.edit_steps))
+    generator.to(accelerator.device)
+    blackbox = load_blackbox(config.classifier).to(accelerator.device)
+    hashes = {"generator_hash": content_hash(config.generator), "blackbox_hash": content_hash(config.classifier)}
+    view = blackbox.view_of(generator.card.preparation)
+
+    def teacher(image: Tensor) -> Observation:
+        return observe(blackbox, view(image.to(accelerator.device)))
+
+    read = [Manifest.read(path) for path in config.manifests]
+    # One manifest of all: a patient who is in train of one file and in val of another is refused.
+    manifest = Manifest([row for one in read for split in SPLITS for row in one.split(split)], "manifests together")
+    images, sets = {}, {}
+    for split in ("train", "val"):
+        images[split] = ScanDataset(manifest, generator.card.preparation, split=split).images
+        with accelerator.main_process_first():  # the others find the cache filled
+            sets[split] = distillation.cached_distillation_set(
+                images[split],
+                lambda image: generator.encode_semantic(image.to(accelerator.device)),
+                teacher,
+                models=list(hashes.values()),
+                folder=config.cache,
+                flips=config.flips and split == "train",
+            )
+    train, val = sets["train"], sets["val"]
+
+    agent = Agent.for_blackbox(blackbox, train.semantic.shape[2:], pool=config.pool).to(accelerator.device)
+    agent.set_statistics(train.semantic)
+    penalty = distillation.fit_ridge(agent, train, val) if config.init == "ridge" else None
+    epoch = fit(accelerator, agent, train, val, config)
+    if config.edits:
+        for split, whole in images.items():
+            coded = ((part, generator.encode(part.to(accelerator.device))) for part in whole.split(config.batch))
+            options = {"edits": config.edits, "residual_carry": config.residual_carry, "seed": config.seed}
+            edited = distillation.augment_with_edits(agent, coded, generator.decode, teacher, **options)
+            sets[split] = DistillationSet.join([sets[split], edited])
+        epoch = fit(accelerator, agent, sets["train"], sets["val"], config)
+
+    figures = distillation.agreement(distillation.predict(agent, val), val.teacher.logits)
+    if accelerator.is_main_process:
+        about = {
+            "loss": type(config.loss).__name__,
+            "start": config.init if penalty is None else f"ridge, penalty {penalty:g}",
+            "best_epoch": epoch,
+            "train_codes": len(sets["train"]),
+            "validation": {"n": len(val), **figures},
+        }
+        card = AgentCard(classes=blackbox.card.classes, slices=agent.slices, about=about, **hashes)
+        save_agent(agent, card, config.out / "agent")
+        Console().print(f"agreement on {len(val)} validation images:", {k: round(v, 3) for k, v in figures.items()})
+    accelerator.end_training()
+    return figures
+
+
+if __name__ == "__main__":
+    main(auto_cli(Config, as_positional=False))
