@@ -69,10 +69,27 @@ class ClassifierCard:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How a generator turns images into codes and back.
+
+    sampler: "ddim" as in paper 004; "dpm", DPM-Solver++(2M) to decode and DDIM to encode; "obelm", exactly invertible.
+    steps: network evaluations each way. spacing: where the steps lie (`diffcf.generators.sampling.make_grid`).
+    """
+
+    sampler: Literal["ddim", "dpm", "obelm"] = "ddim"
+    steps: int = 20
+    spacing: Literal["uniform", "quadratic", "logsnr"] = "uniform"
+
+
+@dataclass(frozen=True)
 class GeneratorCard:
-    """What a generator was trained on; `trust` holds the held-out statistics that the trust checks compare with."""
+    """What a generator was trained on, and how it is sampled unless something else is asked.
+
+    trust: file of the held-out statistics that the trust checks compare with.
+    """
 
     preparation: Preparation
+    sampling: Sampling = field(default_factory=Sampling)
     trust: str | None = "trust.safetensors"
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -101,9 +118,11 @@ def parse_card(kind: type[Card], data: Mapping[str, Any], source: str) -> Card:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "card")
     try:
-        return parser.instantiate_classes(parser.parse_object({"card": dict(data)}))["card"]
+        return parser.instantiate(parser.parse_object({"card": dict(data)}))["card"]
     except Exception as error:  # jsonargparse raises several kinds
-        raise CheckpointError(f"{source} is not a valid {kind.__name__}: {error}. See EXTENDING.md, 'Cards'.") from error
+        raise CheckpointError(
+            f"{source} is not a valid {kind.__name__}: {error}. See EXTENDING.md, 'Cards'."
+        ) from error
 
 
 def read_card(kind: type[Card], path: Path) -> Card:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from diffcf.cards import AgentCard
@@ -115,13 +114,14 @@ class Explainer:
         from diffcf.generators.generator import SliceWise, load_generator
         from diffcf.weights import content_hash, resolve
 
-        lifted = SliceWise(load_generator(generator, **sampling))
+        lifted, student = SliceWise(load_generator(generator, **sampling)), load_agent(agent)
         lifted.to(device)
+        student.to(device)  # pyright: ignore[reportArgumentType] - diffusers wraps it without a type
         statistics = resolve(generator) / (lifted.card.trust or "")
         return cls(
             lifted,
             load_blackbox(classifier, card).to(device),
-            load_agent(agent).to(device),
+            student,
             settings,
             trust=TrustStatistics.load(statistics) if lifted.card.trust and statistics.is_file() else None,
             generator_hash=content_hash(generator),
@@ -268,9 +268,7 @@ class Explainer:
             return self.trust.codes.covariance
         return spread_covariance(self.agent.scale)
 
-    def _target_indices(
-        self, targets: Sequence[int | str] | None, count: int, device: torch.device
-    ) -> Tensor | None:
+    def _target_indices(self, targets: Sequence[int | str] | None, count: int, device: torch.device) -> Tensor | None:
         if targets is None:
             return None
         if len(targets) != count:
@@ -307,7 +305,9 @@ def check_agent(
 ) -> None:
     """Refuse an agent that was trained with another black box or generator (CheckpointError); None is not checked."""
     if card is None:
-        raise CheckpointError("the agent has no card.yaml, so nobody knows which black box it imitates; train it again.")
+        raise CheckpointError(
+            "the agent has no card.yaml, so nobody knows which black box it imitates; train it again."
+        )
     wrong = []
     if blackbox_hash is not None and card.blackbox_hash != blackbox_hash:
         wrong.append(f"black box {card.blackbox_hash[:12]}, but this one is {blackbox_hash[:12]}")

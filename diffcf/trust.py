@@ -185,9 +185,7 @@ class TrustStatistics:
             with safe_open(str(path), framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
                 about = json.loads((file.metadata() or {}).get("about", "{}"))
-            codes = CodeDensity(
-                *(tensors.pop(f"codes.{name}") for name in ("mean", "directions", "variance", "rest"))
-            )
+            codes = CodeDensity(*(tensors.pop(f"codes.{name}") for name in ("mean", "directions", "variance", "rest")))
             held_out = {name: tensors.pop(f"held_out.{name}") for name in ("code", "appearance", "psnr")}
             return cls(codes, tensors["appearances"], tensors["centre"], tensors["spread"], held_out, about)
         except (SafetensorError, KeyError, ValueError) as error:

@@ -80,9 +80,9 @@ class Candidate:
     @property
     def image(self) -> Tensor:
         """The decoded image, "b s c h w"."""
-        if self._image is None:
-            self._image = self._decode(self.code)
-        return self._image
+        image: Tensor = self._decode(self.code) if self._image is None else self._image
+        self._image = image
+        return image
 
 
 class Scorer(Protocol):
@@ -122,7 +122,7 @@ class Cost:
 class TrustCheck:
     """One question about an explanation's worth: what was measured, against what, and whether it passed."""
 
-    name: str  # "in_distribution", "reconstruction", "reconstruction_decision", "validity", "agent_agreement", "edit_size"
+    name: str  # "in_distribution", "reconstruction", "validity", ... (`diffcf.trust.ORDER` has them all)
     passed: bool
     value: float
     threshold: float

@@ -9,13 +9,16 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from diffcf.metrics.classification import bootstrap_interval
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
@@ -53,6 +56,29 @@ def write_result(
     }
     path.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def mean_row(
+    values: Mapping[str, Sequence[float]], groups: Sequence[Hashable], *, resamples: int, seed: int
+) -> dict[str, float]:
+    """Means KEY of figures that each case has ("n"), with KEY_low and KEY_high: the 95% bootstrap interval.
+
+    groups: whose each case is ("n"); whole patients are resampled. A case whose figure is NaN does not count.
+    """
+    row = {}
+    for key, figures in values.items():
+        each = np.asarray(figures, dtype=np.float64)
+        low, high = bootstrap_interval(
+            lambda index, each=each: mean_of(each[index]), groups=groups, resamples=resamples, seed=seed
+        )
+        row |= {key: mean_of(each), f"{key}_low": low, f"{key}_high": high}
+    return row
+
+
+def mean_of(values: np.ndarray) -> float:
+    """The mean of what is not NaN; NaN where that is nothing."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def render_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -27,7 +27,7 @@ from diffcf.cards import AgentCard
 from diffcf.classifiers.agent import Agent, save_agent
 from diffcf.classifiers.blackbox import load_blackbox
 from diffcf.data.dataset import ScanDataset
-from diffcf.data.manifest import SPLITS, Manifest
+from diffcf.data.manifest import Manifest
 from diffcf.distillation import KL, L1, AgentLoss, Distillation, DistillationSet, Observation, evaluate_loss, observe
 from diffcf.errors import ConfigError
 from diffcf.generators.generator import SliceWise, load_generator
@@ -130,9 +130,7 @@ def main(config: Config) -> dict[str, float]:
     def teacher(image: Tensor) -> Observation:
         return observe(blackbox, view(image.to(accelerator.device)))
 
-    read = [Manifest.read(path) for path in config.manifests]
-    # One manifest of all: a patient who is in train of one file and in val of another is refused.
-    manifest = Manifest([row for one in read for split in SPLITS for row in one.split(split)], "manifests together")
+    manifest = Manifest.read_all(config.manifests)
     images, sets = {}, {}
     for split in ("train", "val"):
         images[split] = ScanDataset(manifest, generator.card.preparation, split=split).images

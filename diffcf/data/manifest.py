@@ -78,6 +78,12 @@ class Manifest:
         _refuse(_conflicts(rows, [f"line {line}" for line in lines]), str(path))
         return cls(rows, str(path))
 
+    @classmethod
+    def read_all(cls, paths: Sequence[str | Path], *, seed: int = 0) -> Manifest:
+        """Several files as one manifest: a patient who is in train of one and in val of another is refused."""
+        read = [cls.read(path, seed=seed) for path in paths]
+        return read[0] if len(read) == 1 else cls([row for one in read for row in one._rows], "manifests together")
+
     def __len__(self) -> int:
         return len(self._rows)
 

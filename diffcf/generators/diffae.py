@@ -63,8 +63,8 @@ class DiffusionAutoencoder(ModelMixin, ConfigMixin):
         levels = len(block_channels)
         if image_size % (patch * 2 ** (max(levels, len(encoder_channels)) - 1)):
             raise ConfigError(
-                f"image_size {image_size} is not divisible by patch {patch} times 2^(levels - 1) of the "
-                f"{levels}-level network and {len(encoder_channels)}-level encoder; choose another size or fewer levels."
+                f"image_size {image_size} is not divisible by patch {patch} times 2^(levels - 1) of the {levels}-level "
+                f"network and the {len(encoder_channels)}-level encoder; choose another size or fewer levels."
             )
         if code not in ("global", "spatial") or prediction not in ("epsilon", "v"):
             raise ConfigError(f"code {code!r}, prediction {prediction!r}: expected global|spatial and epsilon|v.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from einops import rearrange
@@ -42,7 +43,7 @@ class SemanticEncoder(nn.Module):
         self.spatial = spatial
         self.stem = nn.Conv2d(image_channels * patch**2, channels[0], 3, padding=1)
         blocks: list[nn.Module] = [ResidualBlock(channels[0], channels[0])]
-        for before, after in zip(channels[:-1], channels[1:], strict=True):
+        for before, after in itertools.pairwise(channels):
             blocks += [nn.Conv2d(before, after, 3, stride=2, padding=1), ResidualBlock(after, after)]
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.GroupNorm(8, channels[-1])

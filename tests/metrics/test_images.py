@@ -20,7 +20,9 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_psnr_equals_scikit_image(pair) -> None:
     image, reference = pair
-    expected = [peak_signal_noise_ratio(r.numpy(), i.numpy(), data_range=2) for i, r in zip(image, reference)]
+    expected = [
+        peak_signal_noise_ratio(r.numpy(), i.numpy(), data_range=2) for i, r in zip(image, reference, strict=True)
+    ]
     np.testing.assert_allclose(psnr(image, reference).numpy(), expected, rtol=1e-5)
 
 
@@ -30,7 +32,7 @@ def test_ssim_equals_scikit_image(pair) -> None:
         structural_similarity(
             r[0].numpy(), i[0].numpy(), data_range=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
-        for i, r in zip(image, reference)
+        for i, r in zip(image, reference, strict=True)
     ]
     np.testing.assert_allclose(ssim(image, reference).numpy(), expected, rtol=1e-4)
 

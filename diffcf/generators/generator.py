@@ -1,0 +1,217 @@
+"""A trained diffusion autoencoder as a `Generator`: which sampler, how many steps, and slice by slice over scans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from diffcf.cards import GeneratorCard, Sampling, read_card, write_card
+from diffcf.errors import CheckpointError, ConfigError
+from diffcf.generators.diffae import DiffusionAutoencoder
+from diffcf.generators.sampling import (
+    Grid,
+    ddim_decode,
+    ddim_encode,
+    dpm_solver_decode,
+    forward_noise,
+    make_grid,
+    obelm_decode,
+    obelm_encode,
+    obelm_start,
+)
+from diffcf.types import Code
+from diffcf.weights import read_tensors, resolve
+
+SAMPLERS = ("ddim", "dpm", "obelm")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class DiffusionGenerator(nn.Module):
+    """A `Generator` over single slices "b c h w": E(x) and D(z, x_T) of paper 004, section 2.1.
+
+    `forwards` counts evaluations of the denoising network per image; reading a semantic code is none of them. The
+    weights are frozen; `decode` is differentiable in the code's `semantic`.
+    """
+
+    def __init__(self, model: DiffusionAutoencoder, card: GeneratorCard, sampling: Sampling | None = None) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.card = card
+        self.sampling = sampling or card.sampling
+        if self.sampling.sampler not in SAMPLERS:
+            raise ConfigError(f"sampler {self.sampling.sampler!r}: expected {', '.join(SAMPLERS)}.")
+        self.grid: Grid = make_grid(model.schedule, self.sampling.steps, self.sampling.spacing)
+        self.forwards = 0
+
+    def encode_semantic(self, image: Tensor) -> Tensor:
+        """Image "b c h w" in [-1, 1] -> semantic code "b d" or "b d h w", without a stochastic one."""
+        return self.model.encode_semantic(image)
+
+    def encode(self, image: Tensor) -> Code:
+        """Image "b c h w" in [-1, 1] -> code; the stochastic part is the inverted x_T ("obelm": a pair of states)."""
+        semantic = self.encode_semantic(image)
+        invert = obelm_encode if self.sampling.sampler == "obelm" else ddim_encode
+        stochastic = invert(self._denoiser(semantic), image, self.grid)
+        return Code(semantic, self._with_states(stochastic))
+
+    def decode(self, code: Code) -> Tensor:
+        """Code -> image "b c h w"; not clamped.
+
+        Errors: ConfigError for a code without x_T, and for one with another number of states than the sampler carries.
+        """
+        states = 0 if code.stochastic is None else code.stochastic.shape[1]
+        if code.stochastic is None or states != self.states:
+            raise ConfigError(
+                f"a code with {states} noise state(s): the sampler {self.sampling.sampler!r} carries {self.states}; "
+                "encode with the same sampler, or draw them with fresh_stochastic."
+            )
+        denoiser = self._denoiser(code.semantic)
+        if self.sampling.sampler == "obelm":
+            return obelm_decode(denoiser, code.stochastic, self.grid)
+        decode = dpm_solver_decode if self.sampling.sampler == "dpm" else ddim_decode
+        return decode(denoiser, rearrange(code.stochastic, "b 1 c h w -> b c h w"), self.grid)
+
+    @property
+    def states(self) -> int:
+        """n of a stochastic code "b n c h w"."""
+        return 2 if self.sampling.sampler == "obelm" else 1
+
+    def fresh_stochastic(self, semantic: Tensor, seed: int) -> Tensor:
+        """A stochastic code "b n c h w" of white noise for semantic codes "b ...", the same on every device."""
+        noise = self._noise(len(semantic), seed).to(semantic)
+        if self.sampling.sampler == "obelm":
+            return obelm_start(self._denoiser(semantic), noise, self.grid)
+        return self._with_states(noise)
+
+    def noised_stochastic(self, image: Tensor, seed: int) -> Tensor:
+        """x_T = alpha_T x_0 + sigma_T eps, "b 1 c h w": what paper 004 states below its Eq. 1 (one-state samplers)."""
+        if self.states != 1:
+            raise ConfigError("the forward-noised x_T is one state; the exact sampler carries two. Use sampler 'ddim'.")
+        noise = self._noise(len(image), seed).to(image)
+        return self._with_states(forward_noise(image, noise, self.grid))
+
+    def _noise(self, count: int, seed: int) -> Tensor:
+        config: Any = self.model.config
+        shape = (count, config.image_channels, config.image_size, config.image_size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    def _denoiser(self, semantic: Tensor) -> Any:
+        inner = self.model.denoiser(semantic)
+
+        def counted(x: Tensor, t: Tensor) -> Tensor:
+            self.forwards += 1
+            return inner(x, t)
+
+        return counted
+
+    @staticmethod
+    def _with_states(stochastic: Tensor) -> Tensor:
+        return stochastic if stochastic.ndim == 5 else rearrange(stochastic, "b c h w -> b 1 c h w")
+
+
+class SliceWise(nn.Module):
+    """Lifts a generator of slices to scans: "b s c h w" <-> Code(semantic "b s ...", stochastic "b s n c h w")."""
+
+    def __init__(self, generator: Any) -> None:
+        super().__init__()
+        self.generator = generator
+
+    @property
+    def card(self) -> GeneratorCard:
+        """The generator's card."""
+        return self.generator.card
+
+    @property
+    def forwards(self) -> int:
+        """Network evaluations per slice so far."""
+        return self.generator.forwards
+
+    def encode_semantic(self, image: Tensor) -> Tensor:
+        """Scan "b s c h w" -> semantic codes "b s ..."."""
+        flat = self.generator.encode_semantic(rearrange(image, "b s c h w -> (b s) c h w"))
+        return _lifted(flat, image.shape[1])
+
+    def encode(self, image: Tensor) -> Code:
+        """Scan "b s c h w" in [-1, 1] -> code."""
+        slices = image.shape[1]
+        code = self.generator.encode(rearrange(image, "b s c h w -> (b s) c h w"))
+        return Code(
+            _lifted(code.semantic, slices), None if code.stochastic is None else _lifted(code.stochastic, slices)
+        )
+
+    def decode(self, code: Code) -> Tensor:
+        """Code -> scan "b s c h w"; not clamped."""
+        slices = code.semantic.shape[1]
+        stochastic = None if code.stochastic is None else code.stochastic.flatten(0, 1)
+        return _lifted(self.generator.decode(Code(code.semantic.flatten(0, 1), stochastic)), slices)
+
+    def fresh_stochastic(self, semantic: Tensor, seed: int) -> Tensor:
+        """Stochastic codes "b s n c h w" of white noise for semantic codes "b s ..."; each slice has its own."""
+        return _lifted(self.generator.fresh_stochastic(semantic.flatten(0, 1), seed), semantic.shape[1])
+
+    def noised_stochastic(self, image: Tensor, seed: int) -> Tensor:
+        """The forward-noised x_T of every slice, "b s 1 c h w"."""
+        flat = self.generator.noised_stochastic(rearrange(image, "b s c h w -> (b s) c h w"), seed)
+        return _lifted(flat, image.shape[1])
+
+
+def _lifted(flat: Tensor, slices: int) -> Tensor:
+    return rearrange(flat, "(b s) ... -> b s ...", s=slices)
+
+
+def save_generator(model: DiffusionAutoencoder, card: GeneratorCard, folder: Path, *, half: bool = False) -> None:
+    """Write config.json, safetensors weights and card.yaml to `folder`.
+
+    half: store the weights in half precision, half the size; they are computed with in single precision all the same.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if half:
+        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    partial = folder / f".{WEIGHTS}"  # a training run replaces the weights again and again; they are always whole
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.replace(folder / WEIGHTS)
+    model.save_config(folder)
+    write_card(card, folder)
+
+
+def load_generator(source: str | Path, **sampling: Any) -> DiffusionGenerator:
+    """Read what `save_generator` (or diffusers' `save_pretrained`, and a card) wrote; frozen, in single precision.
+
+    source: folder or bundled name; a set ("lidc") stands for its generator. sampling: fields of `Sampling` that replace
+    the card's; None leaves them.
+
+    Errors: CheckpointError where the folder holds no generator, or one whose image size is not its card's; ConfigError
+    for a sampling that cannot be meant.
+    """
+    folder = resolve(source)
+    if (folder / "generator").is_dir():
+        folder = folder / "generator"
+    card = read_card(GeneratorCard, folder)
+    try:
+        config = cast(dict[str, Any], DiffusionAutoencoder.load_config(folder, local_files_only=True))
+        model = cast(DiffusionAutoencoder, DiffusionAutoencoder.from_config(config))
+    except (OSError, ValueError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{folder} holds no readable config.json of a generator: {error}") from error
+    weights = {name: value.float() for name, value in read_tensors(folder / WEIGHTS).items()}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {folder} do not fit its config.json: {error}") from error
+    if config["image_size"] != card.preparation.size:
+        raise CheckpointError(
+            f"{folder}: the network takes images of {config['image_size']} pixels, its card says "
+            f"{card.preparation.size}; correct the card."
+        )
+    asked = {key: value for key, value in sampling.items() if value is not None}
+    try:
+        return DiffusionGenerator(model, card, replace(card.sampling, **asked))
+    except TypeError as error:
+        raise ConfigError(f"{asked}: expected sampler, steps and spacing ({error}).") from error

@@ -1,0 +1,98 @@
+"""A run that can be cut off: what it consists of, how it is saved and resumed, and the plan of its learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from diffcf.errors import ConfigError
+from diffcf.training.checkpoint import (
+    Checkpoint,
+    join_names,
+    newest_checkpoint,
+    optimiser_tensors,
+    restore_optimiser,
+    save_checkpoint,
+    split_names,
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The learning rate of each step: up over `warmup` steps, level, and down to 0 over the last share `cooldown`."""
+
+    learning_rate: float
+    steps: int
+    warmup: int = 0
+    cooldown: float = 0.3
+
+    def at(self, step: int) -> float:
+        """Of step 0, 1, ..., steps - 1."""
+        left = (self.steps - step) / max(1.0, self.cooldown * self.steps)
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup), left)
+
+    def apply(self, optimiser: torch.optim.Optimizer, step: int) -> float:
+        """Set the rate of every parameter group; returns it."""
+        value = self.at(step)
+        for group in optimiser.param_groups:
+            group["lr"] = value
+        return value
+
+
+def settings(config: Any, free: Collection[str] = ()) -> dict[str, Any]:
+    """A config dataclass as JSON holds it, without the fields `free` that a resumed run may change."""
+    every = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return {key: value for key, value in every.items() if key not in free}
+
+
+class Run:
+    """Network, optimiser and averaged weights of a run, saved to and resumed from `folder`.
+
+    model: on its device already. decay: of the averaged weights, reached gradually. settings: what must be the same
+    when the run is resumed; anything that JSON holds.
+    """
+
+    def __init__(
+        self, folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, decay: float, settings: dict[str, Any]
+    ) -> None:
+        self.folder, self.model, self.optimiser, self.settings = folder, model, optimiser, settings
+        self.weights = list(model.parameters())
+        self.ema = EMAModel(self.weights, decay=decay, foreach=True)
+
+    def resume(self) -> int:
+        """Take over the newest checkpoint; returns the steps done, 0 where there is none.
+
+        Errors: ConfigError for a run with other settings, named; CheckpointError for a damaged checkpoint.
+        """
+        last = newest_checkpoint(self.folder)
+        if last is None:
+            return 0
+        then = last.state["config"]
+        changed = sorted(key for key in {*then, *self.settings} if then.get(key) != self.settings.get(key))
+        if changed:
+            raise ConfigError(
+                f"{self.folder} holds a run with another {', '.join(changed)}; give another run folder, or delete it."
+            )
+        self.model.load_state_dict(split_names(last.tensors, "model"))
+        restore_optimiser(self.optimiser, split_names(last.tensors, "optimiser"))
+        shadow = split_names(last.tensors, "ema")
+        self.ema.shadow_params = [shadow[str(i)].to(weight.device) for i, weight in enumerate(self.weights)]
+        self.ema.optimization_step = last.step
+        return last.step
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint after `step` steps."""
+        parts = {
+            "model": self.model.state_dict(),
+            "optimiser": optimiser_tensors(self.optimiser),
+            "ema": {str(i): weight for i, weight in enumerate(self.ema.shadow_params)},
+        }
+        save_checkpoint(self.folder, Checkpoint(step, join_names(**parts), {"config": self.settings}))

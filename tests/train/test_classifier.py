@@ -1,0 +1,161 @@
+"""train/classifier.py from manifest to black box, on scans whose class can be seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from sklearn.metrics import roc_auc_score
+from tiny_data import write_tiny_data
+
+from diffcf.cards import Preparation
+from diffcf.classifiers.blackbox import load_blackbox
+from diffcf.classifiers.learning import Augmentation
+from diffcf.classifiers.network import build_network
+from diffcf.data.dataset import ScanDataset
+from diffcf.data.manifest import Manifest
+from diffcf.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted([*(ROOT / "configs" / "classifier").glob("*.yaml"), ROOT / "configs/tiny/classifier.yaml"])
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_classifier", ROOT / "train" / "classifier.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_classifier"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_data(tmp_path_factory.mktemp("data"), scans=50)
+
+
+def configure(script: ModuleType, manifest: Path, out: Path, **changes: object):
+    config = script.Config(
+        out=out,
+        manifests=[manifest],
+        classes=["left", "right"],
+        preparation=Preparation(size=16, slices=2, field="resize"),
+        architecture="resnet18",
+        architecture_args={"channels": [4, 4, 8, 8]},
+        slice_mode="average",
+        augmentation=Augmentation("none", shift=1, jitter=10),
+        epochs=6,
+        batch=8,
+        learning_rate=1e-2,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_blackbox(folder / "blackbox").state_dict())
+
+
+@pytest.mark.parametrize("changes", [{}, {"balance": "sampling", "ema": 0.5, "select": "auc", "smoothing": 0.1}])
+def test_what_can_be_seen_is_learned_and_written(script, manifest: Path, tmp_path: Path, changes: dict) -> None:
+    config = configure(script, manifest, tmp_path / "run", data="squares", **changes)
+    figures = script.main(config)
+    assert figures["auc"] > 0.9
+    blackbox = load_blackbox(tmp_path / "run" / "blackbox")
+    val = ScanDataset(Manifest.read(manifest), config.preparation, split="val")
+    with torch.no_grad():
+        score = blackbox(val.images).softmax(1)[:, 1]
+    assert roc_auc_score(val.labels, score) == pytest.approx(figures["auc"])
+    about = blackbox.card.about
+    assert about["validation"]["auc"] == pytest.approx(figures["auc"], abs=1e-4)
+    assert about["scans"] == {"train": 30, "validation": 10}
+    assert about["data"] == "squares"
+    assert blackbox.card.classes == ["left", "right"]
+
+
+def test_the_same_seed_gives_the_same_weights(script, manifest: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        script.main(configure(script, manifest, tmp_path / name, seed=seed, epochs=2, batch=10))
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+def test_test_rows_are_never_read(script, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    plain = script.ScanDataset
+    monkeypatch.setattr(script, "ScanDataset", lambda rows, *of: read.extend(rows) or plain(rows, *of))
+    script.main(configure(script, manifest, tmp_path / "own", epochs=1))
+    script.main(configure(script, manifest, tmp_path / "folds", epochs=1, fold="all", folds=2))
+    assert len(read) == 40 + 2 * 40
+    assert {row.split for row in read} == {"train", "val"}
+
+
+def test_every_fold_has_its_black_box_and_the_means_are_reported(script, manifest: Path, tmp_path: Path) -> None:
+    means = script.main(configure(script, manifest, tmp_path, epochs=2, fold="all", folds=3))
+    result = json.loads((tmp_path / "folds.json").read_text())
+    auc = [one["auc"] for one in result["folds"]]
+    assert len(auc) == 3
+    assert means["auc"] == result["mean"]["auc"] == pytest.approx(np.mean(auc))
+    assert result["std"]["auc"] == pytest.approx(np.std(auc, ddof=1))
+    single = script.main(configure(script, manifest, tmp_path / "one", epochs=2, fold=1, folds=3))
+    assert single == result["folds"][1]
+    one, same = weights(tmp_path / "one"), weights(tmp_path / "fold-1")
+    assert all(torch.equal(one[name], same[name]) for name in one)
+
+
+def test_the_best_epoch_is_kept(script, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([0.6, 0.9, 0.7, 0.9, 0.8, 0.95])
+    seen = []
+
+    def judge(classifier, *of) -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in classifier.network.net.state_dict().items()})
+        return {"auc": next(told), "sum": 1.0, "saturated": 0.0}
+
+    monkeypatch.setattr(script, "judge", judge)
+    script.main(configure(script, manifest, tmp_path, select="auc", patience=3))
+    assert len(seen) == 5  # three epochs without better than the second
+    blackbox = load_blackbox(tmp_path / "blackbox")
+    assert blackbox.card.about["command"] == "train/classifier.py, epoch 2 of 6, seed 0"
+    assert all(torch.equal(value, seen[1][name]) for name, value in blackbox.network.net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ["left", "right", "middle"]}, r"labels \[0, 1\], not one for each"),
+        ({"fold": 7}, "expected 0 to 4"),
+        ({"architecture_args": {"channels": [4, 4, 8, 8], "pretrained": True}}, "leave them out"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(script, manifest: Path, tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(Exception, match=message) as raised:
+        script.main(configure(script, manifest, tmp_path / "run", **changes))
+    assert raised.value.exit_code in (2, 4)
+    assert not (tmp_path / "run").exists()
+
+
+def test_losses_that_are_not_numbers_leave_nothing(script, manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="finite"):
+        script.main(configure(script, manifest, tmp_path / "run", epochs=1, learning_rate=1e30))
+    assert not (tmp_path / "run" / "blackbox").exists()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_are_valid(script, path: Path) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(script.Config)
+    values = parser.instantiate(parser.parse_args([f"--config={path}"]))
+    config = script.Config(**{field.name: values[field.name] for field in dataclasses.fields(script.Config)})
+    card = script.ClassifierCard(**{name: getattr(config, name) for name in script.OF_CARD})
+    if path.stem != "paper":  # a whole DenseNet121 takes a while to try
+        parameters = sum(weight.numel() for weight in build_network(card).parameters())
+        assert parameters * 2 < 4e6  # bytes in half precision: the weights come in the package

@@ -1,0 +1,164 @@
+"""train/diffae.py as it is launched: files, exact resume, two processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_data import write_tiny_data
+
+from diffcf.errors import ConfigError
+from diffcf.generators.generator import load_generator
+from diffcf.trust import TrustStatistics
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_diffae", ROOT / "train" / "diffae.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "train_diffae", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory) -> Path:
+    return write_tiny_data(tmp_path_factory.mktemp("data"), scans=100)
+
+
+def read_config(script: ModuleType, path: Path):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(script.Config, "c")
+    text = "\n".join("  " + line for line in path.read_text().splitlines())
+    return parser.instantiate(parser.parse_string(f"c:\n{text}")).c
+
+
+def configure(script: ModuleType, manifest: Path, out: Path, **changes):
+    tiny = read_config(script, ROOT / "configs" / "tiny" / "diffae.yaml")
+    return dataclasses.replace(tiny, manifests=[manifest], out=out, **changes)
+
+
+def weights(out: Path, step: int = 24) -> dict[str, torch.Tensor]:
+    return load_file(out / "checkpoints" / f"step-{step:09d}" / "tensors.safetensors")
+
+
+def losses(out: Path) -> list[float]:
+    events = EventAccumulator(str(out / "logs"))
+    events.Reload()
+    return [event.value for event in events.Scalars("loss")]
+
+
+def test_a_generator_is_trained_and_written(script, manifest, tmp_path, capsys) -> None:
+    figures = script.main(configure(script, manifest, tmp_path / "run"))
+    assert set(figures) == {"psnr", "ssim", "psnr_random", "ssim_random"}
+    generator = load_generator(tmp_path / "run" / "generator")
+    assert generator.card.preparation.size == 16
+    assert generator.sampling.steps == 4
+    trust = TrustStatistics.load(tmp_path / "run" / "generator")
+    assert len(trust.held_out["psnr"]) == 20
+    logged = losses(tmp_path / "run")
+    assert len(logged) == 24
+    assert sum(logged[-6:]) < sum(logged[:6])
+    events = EventAccumulator(str(tmp_path / "run" / "logs"))
+    events.Reload()
+    assert events.Tags()["images"] == ["reconstruction"]
+    assert "step 24: loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cut", [12, 7])  # an epoch has 15 steps (60 scans of 2 slices, batches of 8): both mid-epoch
+def test_a_cut_run_resumes_bit_for_bit(script, manifest, tmp_path, cut: int) -> None:
+    def run(out: str, steps: int, **changes) -> None:
+        # Without a cooldown the learning rate does not depend on the end of the run.
+        script.main(configure(script, manifest, tmp_path / out, cooldown=0.0, steps=steps, **changes))
+
+    run("whole", 24)
+    run("cut", cut)
+    run("cut", 24)
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert whole.keys() == resumed.keys()
+    assert {name.partition("/")[0] for name in whole} == {"model", "optimiser", "ema"}
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_another_run_s_folder_is_refused(script, manifest, tmp_path) -> None:
+    script.main(configure(script, manifest, tmp_path / "run", steps=2))
+    with pytest.raises(ConfigError, match="another batch, learning_rate"):
+        script.main(configure(script, manifest, tmp_path / "run", steps=4, batch=4, learning_rate=0.1))
+
+
+def test_too_few_held_out_scans_give_no_trust_statistics(script, tmp_path, capsys) -> None:
+    few = write_tiny_data(tmp_path / "data", scans=30)
+    script.main(configure(script, few, tmp_path / "run", steps=1))
+    assert "too few" in capsys.readouterr().out
+    assert load_generator(tmp_path / "run" / "generator").card.trust is None
+
+
+def test_a_diverged_run_stops(script, manifest, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="the loss is nan"):
+        script.main(configure(script, manifest, tmp_path / "run", learning_rate=1e30, warmup=0, clip=1e30))
+
+
+def test_an_unknown_argument_of_the_network_is_named(script, manifest, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="colour"):
+        script.main(configure(script, manifest, tmp_path / "run", model={"colour": 3}))
+
+
+def test_bfloat16_passes_train_single_precision_weights(script, manifest, tmp_path) -> None:
+    script.main(configure(script, manifest, tmp_path / "run", steps=4, precision="bf16"))
+    assert {value.dtype for name, value in weights(tmp_path / "run", 4).items()} == {torch.float32}
+
+
+@pytest.mark.parametrize("path", sorted([*(ROOT / "configs" / "diffae").glob("*.yaml")]), ids=lambda path: path.stem)
+def test_configs_are_valid_and_their_networks_can_be_built(script, path: Path) -> None:
+    config = read_config(script, path)
+    with torch.device("meta"):
+        model = script.DiffusionAutoencoder(image_size=config.preparation.size, **config.model)
+    assert sum(weight.numel() for weight in model.parameters()) > 1e6
+
+
+def launch(config: Path, out: Path, manifest: Path, processes: int, **changes: object) -> None:
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    given = {"config": config, "out": out, "manifests": f'["{manifest}"]', **changes}
+    options = [f"--{key}={value}" for key, value in given.items()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [*program, str(ROOT / "train" / "diffae.py"), *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one_and_resume_exactly(manifest, tmp_path) -> None:
+    tiny = ROOT / "configs" / "tiny" / "diffae.yaml"
+    launch(tiny, tmp_path / "one", manifest, 1, cooldown=0)
+    launch(tiny, tmp_path / "two", manifest, 2, cooldown=0)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(two) == 24
+    torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=0, atol=1e-4)
+    launch(tiny, tmp_path / "cut", manifest, 2, cooldown=0, steps=12)
+    launch(tiny, tmp_path / "cut", manifest, 2, cooldown=0)
+    whole, resumed = weights(tmp_path / "two"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    # One process or two can be told apart by rounding only: if the launcher had started one, this would be equal.
+    assert any(not torch.equal(whole[name], value) for name, value in weights(tmp_path / "one").items())
+
+
+@pytest.mark.slow
+def test_a_compiled_loss_trains_as_the_plain_one(script, manifest, tmp_path) -> None:
+    script.main(configure(script, manifest, tmp_path / "plain", steps=6))
+    script.main(configure(script, manifest, tmp_path / "compiled", steps=6, compile=True))
+    plain, compiled = weights(tmp_path / "plain", 6), weights(tmp_path / "compiled", 6)
+    assert plain.keys() == compiled.keys()
+    torch.testing.assert_close(losses(tmp_path / "plain"), losses(tmp_path / "compiled"), rtol=0, atol=1e-4)

@@ -1,0 +1,171 @@
+"""Train a diffusion autoencoder on the slices of scans (paper 004, sections 2.1 and 3.2).
+
+    accelerate launch train/diffae.py --config configs/diffae/lidc.yaml
+
+Labels are not read. A run that was cut off goes on where its last checkpoint stands when it is started again. The
+averaged weights are written to OUT/generator at every validation, and the trust statistics beside them at the end.
+TensorBoard: tensorboard --logdir OUT/logs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from diffcf.cards import GeneratorCard, Preparation, Sampling
+from diffcf.data.dataset import ScanDataset, SliceDataset
+from diffcf.data.manifest import Manifest
+from diffcf.errors import ConfigError
+from diffcf.generators.diffae import DiffusionAutoencoder
+from diffcf.generators.generator import SliceWise, load_generator, save_generator
+from diffcf.training.diffusion import DiffusionLoss, judge_reconstruction, picture_grid
+from diffcf.training.keyed import Order, noise_for, timesteps_for, turns_for
+from diffcf.training.run import Plan, Run, settings
+from diffcf.training.views import KINDS, Views, view
+from diffcf.trust import FEWEST_HELD_OUT, fit_trust
+
+MAY_CHANGE = ("steps", "cooldown", "validate_every", "save_every", "val_images", "data", "terms", "compile", "out")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to train on, which network, and how.
+
+    Args:
+        out: run folder.
+        manifests: CSV files; "train" rows are learned from, "val" rows are watched.
+        preparation: how slices are cut; its size is the network's.
+        model: arguments of DiffusionAutoencoder beside the size.
+        sampling: how reconstructions are judged, and what the card tells others to use.
+        loss: l1, the paper's norm, or l2.
+        views: what is as likely as the image itself: none, mirror (left-right), square (all eight turns).
+        steps: optimiser steps of the whole run.
+        batch: slices a step, over all processes.
+        learning_rate: of AdamW, the paper's 1e-4; reached after `warmup` steps, falling to 0 over the last share
+            `cooldown` of the run.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        ema: decay of the averaged weights, reached gradually.
+        precision: "bf16" computes passes in bfloat16; weights stay in single precision.
+        compile: torch.compile the loss.
+        half: store the generator's weights in half precision.
+        validate_every, save_every: steps. val_images: slices watched.
+        data, terms: of what it was trained on, in words, for the card.
+        seed: of initialisation, order, noise and views.
+    """
+
+    out: Path
+    manifests: list[Path]
+    preparation: Preparation = field(default_factory=Preparation)
+    model: dict[str, Any] = field(default_factory=dict)
+    sampling: Sampling = field(default_factory=Sampling)
+    loss: Literal["l1", "l2"] = "l1"
+    views: Views = "mirror"
+    steps: int = 20_000
+    batch: int = 64
+    learning_rate: float = 1e-4
+    warmup: int = 100
+    cooldown: float = 0.3
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.999
+    precision: Literal["no", "bf16"] = "no"
+    compile: bool = False
+    half: bool = False
+    validate_every: int = 500
+    save_every: int = 500
+    val_images: int = 64
+    data: str = ""
+    terms: str = ""
+    seed: int = 0
+
+
+def main(config: Config) -> dict[str, float]:
+    """Train to `config.steps`; returns the last validation's figures."""
+    accelerator = Accelerator(mixed_precision=config.precision, log_with="tensorboard", project_dir=config.out)
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    console = Console(quiet=not accelerator.is_main_process)
+    manifest = Manifest.read_all(config.manifests)
+    with accelerator.main_process_first():  # the others find the cut fields on disk
+        scans = {split: ScanDataset(manifest, config.preparation, split=split) for split in ("train", "val")}
+    train, val = (SliceDataset(scans[split]) for split in ("train", "val"))
+    shown = val.images[:: math.ceil(len(val) / config.val_images)].to(device)
+    judged = len(scans["val"]) >= FEWEST_HELD_OUT
+    if not judged:
+        console.print(f"{len(scans['val'])} validation scans are too few for trust statistics: none will be written.")
+
+    torch.manual_seed(config.seed)
+    try:
+        model = DiffusionAutoencoder(image_size=config.preparation.size, **config.model)
+    except TypeError as error:
+        raise ConfigError(f"model {config.model}: {error}; expected arguments of DiffusionAutoencoder.") from error
+    about = {"data": config.data, "terms": config.terms, "command": f"train/diffae.py, {config.steps} steps"}
+    card = GeneratorCard(config.preparation, config.sampling, "trust.safetensors" if judged else None, about)
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    averaged = copy.deepcopy(model)
+    plan = Plan(config.learning_rate, config.steps, config.warmup, config.cooldown)
+    adam = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
+    run = Run(config.out / "checkpoints", model, adam, config.ema, settings(config, MAY_CHANGE))
+    start = run.resume()
+    if start:
+        console.print(f"resumed at step {start}")
+    loss: Any = DiffusionLoss(model, config.loss)
+    module, optimiser = accelerator.prepare(torch.compile(loss) if config.compile else loss, adam)
+    accelerator.init_trackers("logs")
+
+    order = Order(len(train), config.batch, config.seed)
+    figures: dict[str, float] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not accelerator.is_main_process) as progress:
+        task = progress.add_task("diffae", total=config.steps, completed=start)
+        for step in range(start, config.steps):
+            positions = order.at(step, rank, world)
+            index = train.indices[positions].tolist()
+            image = view(train.images[positions], turns_for(index, config.seed, step, KINDS[config.views])).to(device)
+            noise = noise_for(index, image.shape[1:], config.seed, step).to(device)
+            t = timesteps_for(index, model.schedule.timesteps, config.seed, step).to(device)
+            lr = plan.apply(adam, step)
+            value = module(image, t, noise)
+            accelerator.backward(value)
+            accelerator.clip_grad_norm_(run.weights, config.clip)
+            optimiser.step()
+            optimiser.zero_grad()
+            run.ema.step(run.weights)
+            done = step + 1
+            mean = float(accelerator.reduce(value.detach(), "mean"))  # type: ignore[arg-type]
+            if not math.isfinite(mean):
+                raise ConfigError(f"the loss is {mean} at step {done}; lower the learning rate or use precision 'no'.")
+            accelerator.log({"loss": mean, "learning_rate": lr}, step=done)
+            speed = (progress.tasks[0].speed or 0) * config.batch
+            progress.update(task, advance=1, description=f"diffae: loss {mean:.4f}, {speed:.0f} images/s")
+            if (done % config.validate_every == 0 or done == config.steps) and accelerator.is_main_process:
+                run.ema.copy_to(averaged.parameters())
+                made = judge_reconstruction(averaged, card, shown)
+                figures = made.figures
+                accelerator.log(figures, step=done)
+                writer: Any = accelerator.get_tracker("tensorboard", unwrap=True)
+                writer.add_image("reconstruction", picture_grid(shown, made).cpu(), done)
+                save_generator(averaged, card, config.out / "generator", half=config.half)
+                said = ", ".join(f"{key} {number:.3f}" for key, number in figures.items())
+                console.print(f"step {done}: loss {mean:.4f}, {said}")
+            if (done % config.save_every == 0 or done == config.steps) and accelerator.is_main_process:
+                run.save(done)
+    if accelerator.is_main_process and judged:
+        lifted = SliceWise(load_generator(config.out / "generator"))
+        fit_trust(lifted.to(device), scans["train"].images, scans["val"].images).save(config.out / "generator")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return figures
+
+
+if __name__ == "__main__":
+    main(auto_cli(Config, as_positional=False))
