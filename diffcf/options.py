@@ -68,7 +68,9 @@ class ExplainOptions(RunOptions, ScanOptions):
     )
     residual_carry: bool = option(bool, "keep in the counterfactual what the decoder cannot reproduce", False)
     sampler: str | None = option(str | None, "sampler (default: the generator's)", None, "NAME")
-    steps: int = option(int, "generator evaluations to encode, and to decode, an image (default 20)", 20, "N")
+    steps: int | None = option(
+        int | None, "generator evaluations to encode, and to decode, an image (default: the generator's, 20)", None, "N"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,9 +58,7 @@ def write_result(
     return path
 
 
-def mean_row(
-    values: Mapping[str, Sequence[float]], groups: Sequence[Hashable], *, resamples: int, seed: int
-) -> dict[str, float]:
+def mean_row(values: Mapping[str, Any], groups: Sequence[Hashable], *, resamples: int, seed: int) -> dict[str, float]:
     """Means KEY of figures that each case has ("n"), with KEY_low and KEY_high: the 95% bootstrap interval.
 
     groups: whose each case is ("n"); whole patients are resampled. A case whose figure is NaN does not count.

@@ -9,7 +9,6 @@ weights that agree best with it on the validation split (smallest KL, the start 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -29,8 +28,8 @@ from diffcf.classifiers.blackbox import load_blackbox
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.distillation import KL, L1, AgentLoss, Distillation, DistillationSet, Observation, evaluate_loss, observe
-from diffcf.errors import ConfigError
 from diffcf.generators.generator import SliceWise, load_generator
+from diffcf.training.keyed import Order
 from diffcf.weights import content_hash
 
 
@@ -80,16 +79,6 @@ class Config:
     seed: int = 0
 
 
-def steps_of_epoch(count: int, batch: int, seed: int, epoch: int, rank: int, world: int) -> Iterator[Tensor]:
-    """This process's equal share of each whole global batch; the order depends on seed and epoch alone."""
-    batch = min(batch, count)
-    if batch % world:
-        raise ConfigError(f"a batch of {batch} does not divide among {world} processes; change batch.")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-    for chunk in order[: count - count % batch].split(batch):
-        yield chunk[rank::world]
-
-
 def fit(accelerator: Accelerator, agent: Agent, train: DistillationSet, val: DistillationSet, config: Config) -> int:
     """Minimise the loss; leaves the agent at its best epoch by validation KL and returns that (0 is the start)."""
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -98,11 +87,13 @@ def fit(accelerator: Accelerator, agent: Agent, train: DistillationSet, val: Dis
     optimiser = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
     module, optimiser = accelerator.prepare(module, optimiser)
     tensors = {key: value.to(accelerator.device) for key, value in train.tensors().items()}
+    order = Order(len(train), min(config.batch, len(train)), config.seed)
     best, best_epoch, best_state = evaluate_loss(agent, val, KL()), 0, copy.deepcopy(agent.state_dict())
     with Progress(disable=not accelerator.is_main_process, transient=True) as progress:
         task = progress.add_task("agent", total=config.epochs)
         for epoch in range(1, config.epochs + 1):
-            for index in steps_of_epoch(len(train), config.batch, config.seed, epoch, rank, world):
+            for step in range((epoch - 1) * order.steps_per_epoch, epoch * order.steps_per_epoch):
+                index = order.at(step, rank, world)
                 loss = module(**{key: value[index] for key, value in tensors.items()})
                 accelerator.backward(loss)
                 optimiser.step()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from diffcf.errors import ConfigError
 from diffcf.options import ExplainOptions
 
 if TYPE_CHECKING:
+    from diffcf.cards import Sampling
     from diffcf.report import Case
     from diffcf.types import Scan
 
@@ -67,9 +68,6 @@ def make_case(options: ExplainOptions) -> Case:
         from diffcf.explain import Explainer, ExplainSettings
 
         device = pick_device(options.device)
-        sampling: dict[str, Any] = {"steps": options.steps}
-        if options.sampler is not None:
-            sampling["sampler"] = options.sampler
         torch.manual_seed(options.seed)
         explainer = Explainer.load(
             models.generator,
@@ -78,9 +76,12 @@ def make_case(options: ExplainOptions) -> Case:
             ExplainSettings(residual_carry=options.residual_carry),
             card=options.card,
             device=device,
-            **sampling,
+            sampler=options.sampler,
+            steps=options.steps,
         )
-    patch = prepare(scan, replace(explainer.preparation, slices=explainer.slices), slices=slices, centre_mm=centre)
+    patch = prepare(
+        scan, dataclasses.replace(explainer.preparation, slices=explainer.slices), slices=slices, centre_mm=centre
+    )
     image = torch.from_numpy(patch.unit())[:, None].to(device)
     with _stage("searching for the counterfactual"):
         explanation = explainer.explain(image, options.target, options.probability, options.seed)
@@ -93,11 +94,11 @@ def make_case(options: ExplainOptions) -> Case:
         patch=patch,
         classes=explainer.classes,
         probability=asked,
-        provenance=provenance(options, models, scan, device),
+        provenance=provenance(options, models, explainer.generator.generator.sampling, scan, device),
     )
 
 
-def provenance(options: ExplainOptions, models: Models, scan: Scan, device: str) -> dict[str, Any]:
+def provenance(options: ExplainOptions, models: Models, sampling: Sampling, scan: Scan, device: str) -> dict[str, Any]:
     """What the explanation was made from: names and content hashes, settings, seed and versions; no time, no host."""
     from diffcf.weights import content_hash
 
@@ -111,8 +112,7 @@ def provenance(options: ExplainOptions, models: Models, scan: Scan, device: str)
         "models": {part: {"name": names[part], "hash": content_hash(folders[part])} for part in names},
         "scan_hash": scan_hash(scan),
         "seed": options.seed,
-        "sampler": options.sampler or "default",
-        "steps": options.steps,
+        "sampling": dataclasses.asdict(sampling),
         "device": device,
         "versions": {
             "diffcf": __version__,

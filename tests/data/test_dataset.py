@@ -167,9 +167,7 @@ def test_nothing_is_region_beyond_the_scan(tmp_path: Path) -> None:
     volume = np.full((1, 6, 6), -500, np.int16)
     mask = np.ones((1, 20, 20), np.uint8)
     affine = AFFINE @ np.array([[1, 0, 0, -7], [0, 1, 0, -7], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-    row = ManifestRow(
-        save(tmp_path / "a.nii", volume), "A", 1, "train", mask=save(tmp_path / "m.nii", mask, affine)
-    )
+    row = ManifestRow(save(tmp_path / "a.nii", volume), "A", 1, "train", mask=save(tmp_path / "m.nii", mask, affine))
     masks = ScanDataset([row], Preparation(size=10), mask=True).masks
     assert masks is not None
     expected = np.zeros((10, 10), np.float32)

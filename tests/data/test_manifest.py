@@ -54,7 +54,12 @@ def test_every_column_is_read(folder: Path) -> None:
         index=0,
         folder=folder,
     )
-    assert (second.path, second.label, second.mask, second.attributes) == (folder / "c.nii", None, None, {"margin": None})
+    assert (second.path, second.label, second.mask, second.attributes) == (
+        folder / "c.nii",
+        None,
+        None,
+        {"margin": None},
+    )
     assert second.index == 1
     assert manifest.split("test") == []
     assert len(manifest) == 2
@@ -151,8 +156,12 @@ def test_a_split_that_is_not_given_is_drawn_by_patient(folder: Path) -> None:
 
 def test_write_and_read_are_inverse(folder: Path) -> None:
     rows = [
-        ManifestRow(folder / "a.nii", "P", 0, "train", slices="1,2", attributes={"x": 0.1, "y": None}, notes={"n": "a, b"}),
-        ManifestRow(folder / "b.nii", "Q", None, "test", mask=folder / "c.nii", centre=(1.0, 2.5, -3.0), attributes={"y": 4}),
+        ManifestRow(
+            folder / "a.nii", "P", 0, "train", slices="1,2", attributes={"x": 0.1, "y": None}, notes={"n": "a, b"}
+        ),
+        ManifestRow(
+            folder / "b.nii", "Q", None, "test", mask=folder / "c.nii", centre=(1.0, 2.5, -3.0), attributes={"y": 4}
+        ),
     ]
     manifest = Manifest(rows)
     path = manifest.write(folder / "m.csv")
@@ -169,7 +178,9 @@ def test_write_and_read_are_inverse(folder: Path) -> None:
         }
     again.write(folder / "again.csv")
     assert (folder / "again.csv").read_text() == path.read_text()
-    assert sorted(file.name for file in folder.iterdir()) == sorted([*(f"{c}.nii" for c in "abcdef"), "m.csv", "again.csv"])
+    assert sorted(file.name for file in folder.iterdir()) == sorted(
+        [*(f"{c}.nii" for c in "abcdef"), "m.csv", "again.csv"]
+    )
 
 
 def test_class_counts() -> None:

@@ -1,0 +1,1 @@
+"""Classifiers: foreign black boxes behind one adapter, and the agents that imitate them."""

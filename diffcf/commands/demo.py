@@ -1,0 +1,38 @@
+"""`diffcf demo`: make a CT-like scan, write it as DICOM, and explain it as a user would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffcf.commands.explain import MARKER, explain
+from diffcf.options import DemoOptions, ExplainOptions
+
+SIZE = 256  # pixels a side of the scan's slices
+FIRST_SEED = 900_000_000  # beyond those of any set that models are trained on
+
+
+def demo(options: DemoOptions) -> int:
+    """Write OUT/scan (a DICOM series of a fibrotic lung that was never in a training set) and OUT/explanation.
+
+    Returns the exit code of the explanation. Errors: ConfigError where either folder holds something else.
+    """
+    from diffcf.data.phantom import fibrosis_scene
+    from diffcf.report.folder import check_free, whole_folder
+    from diffcf.scans.write_dicom import write_dicom_series
+
+    out = Path(options.out)
+    check_free(out / "explanation", MARKER, overwrite=options.overwrite)
+    scene = fibrosis_scene(FIRST_SEED + options.seed, size=SIZE)
+    with whole_folder(out / "scan", "*.dcm", overwrite=options.overwrite) as folder:
+        write_dicom_series(scene.scan, folder, seed=options.seed)
+    print(f"made a CT phantom, {scene.classes[scene.label]!r}, and wrote it to {out / 'scan'}")
+    return explain(
+        ExplainOptions(
+            scan=str(out / "scan"),
+            classifier="phantom",
+            out=str(out / "explanation"),
+            seed=options.seed,
+            device=options.device,
+            overwrite=options.overwrite,
+        )
+    )

@@ -1,0 +1,115 @@
+"""Many scenes as a folder: scans, causes and a manifest over them, as any other data set."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from diffcf.data.manifest import Manifest, ManifestRow, hash_split
+from diffcf.data.phantom.brain import territory_scene
+from diffcf.data.phantom.fibrosis import fibrosis_scene
+from diffcf.data.phantom.nodule import nodule_scene
+from diffcf.data.phantom.scene import Scene
+from diffcf.data.phantom.shortcut import Shortcut
+from diffcf.errors import ConfigError
+from diffcf.scans.write import write_nifti
+
+Kind = Literal["fibrosis", "nodule", "territory"]
+SEEDS = 1_000_000  # scene i of the set with seed s has seed SEEDS * (s + 1) + i: sets share no scene, and none is small
+
+
+@dataclass(frozen=True)
+class PhantomSet:
+    """What to make. size: pixels a side. slices: of a chest. scans_per_patient: nodules or follow-ups of one patient.
+
+    shortcut: in train and val with its own correlation, in test with `test_correlation` (None: the same).
+    """
+
+    kind: Kind
+    count: int
+    size: int = 64
+    slices: int = 4
+    seed: int = 0
+    imbalance: float | None = None
+    scans_per_patient: int = 1
+    shortcut: Shortcut | None = None
+    test_correlation: float | None = None
+
+    def scene(self, index: int, shortcut: Shortcut | None) -> Scene:
+        """Scene `index` of the set."""
+        seed = SEEDS * (self.seed + 1) + index
+        common = {"imbalance": self.imbalance, "shortcut": shortcut}
+        if self.kind == "nodule":
+            return nodule_scene(seed, self.size, **common)
+        body = seed - index % self.scans_per_patient
+        if self.kind == "fibrosis":
+            return fibrosis_scene(seed, self.size, self.slices, anatomy_seed=body, **common)
+        return territory_scene(seed, self.size, anatomy_seed=body, **common)
+
+
+def write_scenes(wanted: PhantomSet, out: str | Path) -> Manifest:
+    """Write scans (int16 NIfTI), causes and `manifest.csv` into a new folder, whole or not at all.
+
+    Below it: scans/, masks/ (the cause), shortcuts/ (where one is painted) and regions/ (territories, 1 to 6). The
+    manifest's attributes are the scene's, its `probability` and, with a shortcut, the class it points to. Patients are
+    split by `hash_split` (0.70 train, 0.15 val, 0.15 test) with the set's seed.
+
+    Errors: ConfigError where `out` exists and is not an empty folder, and for what a scene refuses.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is not an empty folder; name another one, or remove it first.")
+    if not 1 <= wanted.count <= SEEDS or wanted.scans_per_patient < 1:
+        raise ConfigError(
+            f"{wanted.count} scene(s), {wanted.scans_per_patient} a patient: expected 1 to {SEEDS}, and at least 1."
+        )
+    if wanted.test_correlation is not None and wanted.shortcut is None:
+        raise ConfigError("a correlation in the test split needs a shortcut; name its kind.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        steps = track(range(wanted.count), description=wanted.kind, console=Console(stderr=True), transient=True)
+        manifest = Manifest([_write(wanted, index, temporary) for index in steps], str(out))
+        manifest.write(temporary / "manifest.csv")
+        if out.exists():
+            out.rmdir()  # empty, as checked: some systems do not rename onto a folder
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Manifest.read(out / "manifest.csv")
+
+
+def _write(wanted: PhantomSet, index: int, folder: Path) -> ManifestRow:
+    patient = f"{wanted.kind}-{wanted.seed}-{index // wanted.scans_per_patient:05d}"
+    split = hash_split(patient, wanted.seed)
+    shortcut = wanted.shortcut
+    if shortcut is not None and split == "test" and wanted.test_correlation is not None:
+        shortcut = replace(shortcut, correlation=wanted.test_correlation)
+    scene = wanted.scene(index, shortcut)
+    name = f"{index:06d}.nii.gz"
+    attributes = {**scene.attributes, "probability": round(scene.probability, 6)}
+    if scene.shortcut is not None and scene.shortcut_class is not None:
+        write_nifti(scene.shortcut, scene.scan, folder / "shortcuts" / name)
+        attributes["shortcut"] = float(scene.shortcut_class)
+    if scene.regions:
+        regions = np.zeros(scene.cause.shape, np.uint8)
+        for number, region in enumerate(scene.regions.values(), start=1):
+            regions[region > 0] = number
+        write_nifti(regions, scene.scan, folder / "regions" / name)
+    return ManifestRow(
+        path=write_nifti(scene.scan.volume, scene.scan, folder / "scans" / name),
+        patient=patient,
+        label=scene.label,
+        split=split,
+        mask=write_nifti(scene.cause, scene.scan, folder / "masks" / name),
+        attributes=attributes,
+        notes={"class": scene.classes[scene.label]},
+    )

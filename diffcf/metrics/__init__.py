@@ -1,0 +1,1 @@
+"""Figures: tensors or arrays in, numbers out."""
