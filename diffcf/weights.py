@@ -6,6 +6,7 @@ Nothing here unpickles: safetensors, or `torch.load(weights_only=True)`.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ASSETS = Path(__file__).parent / "assets"
-ABOUT_WEIGHTS = ("README.md",)  # what may change in a folder without making it another model
+# What may change in a folder without making it another model: words, what held-out scans were like, how it is sampled.
+NOT_THE_MODEL = ("README.md", "trust.safetensors")
+NOT_OF_THE_CARD = ("about", "trust", "sampling")
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
@@ -43,7 +46,8 @@ def resolve(name: str | Path) -> Path:
 def content_hash(name: str | Path) -> str:
     """SHA-256 of a file, or of the names and contents of a folder's files; the same wherever it lies.
 
-    README.md and hidden files do not count: the words about a model may change, the model may not.
+    Hidden files, README.md, trust.safetensors and the card's `about`, `trust` and `sampling` do not count: the same
+    weights with the same input are the same model.
     """
     path = resolve(name)
     if path.is_file():
@@ -51,11 +55,26 @@ def content_hash(name: str | Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).as_posix()):
         relative = file.relative_to(path)
-        if not file.is_file() or relative.name in ABOUT_WEIGHTS or any(part.startswith(".") for part in relative.parts):
+        if not file.is_file() or relative.name in NOT_THE_MODEL or any(part.startswith(".") for part in relative.parts):
             continue
+        content = _card_of_the_model(file) if relative.name == "card.yaml" else file.read_bytes()
         digest.update(relative.as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
+
+
+def _card_of_the_model(file: Path) -> bytes:
+    """What a card says of the model itself, in an order of its own; the plain bytes where it is no mapping."""
+    import yaml
+
+    try:
+        card = yaml.safe_load(file.read_bytes())
+    except yaml.YAMLError:
+        return file.read_bytes()
+    if not isinstance(card, dict):
+        return file.read_bytes()
+    kept = {str(key): value for key, value in card.items() if key not in NOT_OF_THE_CARD}
+    return json.dumps(kept, sort_keys=True, default=str).encode()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

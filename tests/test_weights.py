@@ -44,6 +44,13 @@ def test_hashes_follow_content_not_place(tmp_path):
     (tmp_path / "b" / "README.md").write_text("words")
     (tmp_path / "b" / ".hidden").write_text("words")
     assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b")
+    (tmp_path / "b" / "trust.safetensors").write_bytes(b"3")
+    (tmp_path / "a" / "card.yaml").write_text("classes: [x, y]\nsize: 3\nabout: {figure: 1}\n")
+    (tmp_path / "b" / "card.yaml").write_text("size: 3\nclasses: [x, y]\ntrust: null\n")
+    assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b")
+    (tmp_path / "b" / "card.yaml").write_text("size: 4\nclasses: [x, y]\n")
+    assert content_hash(tmp_path / "a") != content_hash(tmp_path / "b")
+    shutil.copy(tmp_path / "a" / "card.yaml", tmp_path / "b" / "card.yaml")
     (tmp_path / "b" / "sub" / "y.bin").rename(tmp_path / "b" / "sub" / "z.bin")
     assert content_hash(tmp_path / "a") != content_hash(tmp_path / "b")
     assert len(content_hash(tmp_path / "a" / "x.bin")) == 64

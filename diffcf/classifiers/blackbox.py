@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -68,8 +69,8 @@ class BlackBox(SlicedClassifier):
         try:
             with torch.enable_grad():
                 logits = self(image)
-                spread = logits.std(1).sum()  # of all logits: a constant one among them does not matter
-                (gradient,) = torch.autograd.grad(spread, image) if spread.requires_grad else (None,)
+                uneven = (logits * torch.arange(1, logits.shape[1] + 1).to(logits)).sum()  # probabilities sum to 1
+                (gradient,) = torch.autograd.grad(uneven, image) if uneven.requires_grad else (None,)
         except (RuntimeError, NotImplementedError):  # an operator without a derivative
             gradient = None
         usable = gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any())
@@ -184,7 +185,7 @@ def inspect_blackbox(source: str | Path, card: str | Path | None = None) -> list
         ("input gradients", "yes" if can.input_gradients else "no"),
         ("content hash", content_hash(resolve(source))[:12]),
     ]
-    return pairs + [(f"about {name}", str(value)) for name, value in made.about.items()]
+    return pairs + [(f"about {name}", _in_words(value)) for name, value in made.about.items() if value]
 
 
 def _find(source: str | Path, card: str | Path | None) -> tuple[ClassifierCard, Path]:
@@ -236,6 +237,10 @@ def _try(blackbox: BlackBox, weights: Path) -> None:
             f"{weights} returns {logits.dtype} of shape {tuple(logits.shape)} for two scans; expected finite logits "
             f"of shape (2, {classes}), one for each class of the card."
         )
+
+
+def _in_words(value: Any) -> str:
+    return ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _sides(shape: tuple[int | None, ...]) -> str:

@@ -145,7 +145,8 @@ def _program(program: dict[str, Any], source: str) -> dict[str, Any]:
     module = program["graph_module"]
     module["module_call_graph"] = [entry for entry in module["module_call_graph"] if entry["fqn"] == ""]
     module["treespec_namedtuple_fields"] = {}
-    return {**_checked(program, "", source), "guards_code": []}
+    program["guards_code"] = []
+    return _checked(program, "", source)
 
 
 def _tensors(config: dict[str, Any], pattern: re.Pattern[str], source: str) -> dict[str, Any]:

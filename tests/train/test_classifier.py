@@ -39,7 +39,7 @@ def script() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_data(tmp_path_factory.mktemp("data"), scans=50)
+    return write_tiny_data(tmp_path_factory.mktemp("data"), scans=100)
 
 
 def configure(script: ModuleType, manifest: Path, out: Path, **changes: object):
@@ -65,7 +65,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("changes", [{}, {"balance": "sampling", "ema": 0.5, "select": "auc", "smoothing": 0.1}])
 def test_what_can_be_seen_is_learned_and_written(script, manifest: Path, tmp_path: Path, changes: dict) -> None:
-    config = configure(script, manifest, tmp_path / "run", data="squares", **changes)
+    config = configure(script, manifest, tmp_path / "run", data="squares", epochs=15, **changes)
     figures = script.main(config)
     assert figures["auc"] > 0.9
     blackbox = load_blackbox(tmp_path / "run" / "blackbox")
@@ -75,7 +75,7 @@ def test_what_can_be_seen_is_learned_and_written(script, manifest: Path, tmp_pat
     assert roc_auc_score(val.labels, score) == pytest.approx(figures["auc"])
     about = blackbox.card.about
     assert about["validation"]["auc"] == pytest.approx(figures["auc"], abs=1e-4)
-    assert about["scans"] == {"train": 30, "validation": 10}
+    assert about["scans"] == {"train": 60, "validation": 20}
     assert about["data"] == "squares"
     assert blackbox.card.classes == ["left", "right"]
 
@@ -94,7 +94,7 @@ def test_test_rows_are_never_read(script, manifest: Path, tmp_path: Path, monkey
     monkeypatch.setattr(script, "ScanDataset", lambda rows, *of: read.extend(rows) or plain(rows, *of))
     script.main(configure(script, manifest, tmp_path / "own", epochs=1))
     script.main(configure(script, manifest, tmp_path / "folds", epochs=1, fold="all", folds=2))
-    assert len(read) == 40 + 2 * 40
+    assert len(read) == 80 + 2 * 80
     assert {row.split for row in read} == {"train", "val"}
 
 

@@ -1,0 +1,143 @@
+"""From a manifest to explanations and tables: every script in `train/` and `evaluation/` on `configs/tiny`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from jsonargparse import auto_cli
+from tiny_data import write_tiny_data
+
+from diffcf.cli import main
+from diffcf.scans import read_scan
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(folder: str, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"tiny_{folder}_{name}", ROOT / folder / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(folder: str, name: str) -> Any:
+    """A script as `python FOLDER/NAME.py --config configs/tiny/NAME.yaml` runs it."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    module = load(folder, name)
+    config = auto_cli(module.Config, as_positional=False, args=["--config", str(ROOT / f"configs/tiny/{name}.yaml")])
+    return module.main(config)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Any:
+    """Generator, black box and agent in runs/tiny, trained by the scripts themselves."""
+    folder = tmp_path_factory.mktemp("tiny")
+    patch = pytest.MonkeyPatch()
+    patch.chdir(folder)
+    patch.syspath_prepend(str(ROOT / "evaluation"))
+    write_tiny_data(folder / "runs" / "tiny" / "data", scans=100)
+    figures = {name: run("train", name) for name in ("diffae", "classifier", "agent")}
+    yield folder, figures
+    patch.undo()
+
+
+def result(folder: Path, name: str) -> dict[str, Any]:
+    written = json.loads((folder / "runs" / "tiny" / "results" / f"{name}_tiny.json").read_text())
+    assert {"table", "command", "commit", "device", "seed", "data", "rows"} == set(written)
+    return written
+
+
+def test_the_scripts_train(trained) -> None:
+    folder, figures = trained
+    assert np.isfinite(figures["diffae"]["psnr"])
+    assert figures["classifier"]["auc"] > 0.8
+    assert figures["agent"]["auc"] > 0.6
+    for part in ("diffae/generator", "classifier/blackbox", "agent/agent"):
+        assert (folder / "runs" / "tiny" / part / "card.yaml").is_file()
+
+
+def test_reconstruction(trained) -> None:
+    rows = run("evaluation", "reconstruction")
+    written = result(trained[0], "reconstruction")["rows"]
+    assert len(written) == len(rows)
+    default, *others = written
+    assert default["default"]
+    assert not any(row["default"] for row in others)
+    assert default["psnr_low"] <= default["psnr"] <= default["psnr_high"]
+    assert default["lpips"] == "not computed"
+    exact = next(row for row in written if row["sampler"] == "obelm")
+    assert exact["psnr"] > 60
+    assert exact["kl"] < 1e-4
+    assert {row["x_T"] for row in written} == {"inverted", "forward-noised", "random"}
+    assert {row["network"] for row in written} == {"trained", "untrained"}
+    drawn = next(row for row in written if row["x_T"] == "random" and row["sampler"] == "ddim")
+    assert drawn["code_std"] == pytest.approx(1, abs=0.05)
+
+
+def test_agreement(trained) -> None:
+    run("evaluation", "agreement")
+    assert [row["method"] for row in result(trained[0], "agreement")["rows"]] == ["L1", "majority control"]
+
+
+def test_counterfactuals(trained) -> None:
+    run("evaluation", "counterfactuals")
+    rows = result(trained[0], "counterfactuals")["rows"]
+    assert {row["method"] for row in rows} == {"resnet, plain decode", "resnet, residual carry"}
+    assert {row["direction"] for row in rows} == {"both", "left to right", "right to left"}
+    both = [row for row in rows if row["direction"] == "both"]
+    assert [row["default"] for row in both] == [True, False]
+    for row in both:
+        assert row["n"] == 4
+        assert 0 <= row["validity"] <= row["decision_validity"] <= 1
+        assert row["evaluations"] >= 8
+        assert row["cause_precision"] is None  # these scans come without masks
+
+
+def test_indeterminate(trained) -> None:
+    run("evaluation", "indeterminate")
+    rows = result(trained[0], "indeterminate")["rows"]
+    assert [row["method"] for row in rows] == ["to 'left' at 0.6", "to 'right' at 0.6"]
+    assert all(-1 <= row["opposite"] <= 1 for row in rows if row["opposite"] is not None)
+    assert (trained[0] / "runs" / "tiny" / "figures" / "indeterminate_tiny.png").stat().st_size > 5000
+
+
+def test_trust_statistics_of_a_finished_generator(trained) -> None:
+    module = load("train", "trust")
+    made = module.main(
+        module.Config(Path("runs/tiny/diffae/generator"), [Path("runs/tiny/data/manifest.csv")], steps=4)
+    )
+    assert len(made.held_out["psnr"]) == 20
+
+
+def test_explain_from_the_command_line_and_the_same_bytes_again(trained, capsys) -> None:
+    command = [
+        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae",
+        "--agent", "runs/tiny/agent/agent", "--scan", "runs/tiny/data/4.npz", "--seed", "3", "--out",
+    ]  # fmt: skip
+    codes = [main([*command, out]) for out in ("one", "two")]
+    assert codes[0] == codes[1]
+    assert codes[0] in (0, 10, 11, 12)
+    assert "<- target" in capsys.readouterr().out
+    names = sorted(path.name for path in Path("one").iterdir())
+    assert len(names) == 6
+    for name in names:
+        if name != "explanation.json":
+            assert Path("one", name).read_bytes() == Path("two", name).read_bytes(), name
+    one, two = (json.loads(Path(out, "explanation.json").read_text()) for out in ("one", "two"))
+    assert one.pop("cost") != {}
+    two.pop("cost")
+    assert one == two
+    factual, edited = read_scan("runs/tiny/data/4.npz"), read_scan("one/counterfactual.nii.gz")
+    assert edited.volume.shape == factual.volume.shape

@@ -1,0 +1,179 @@
+"""Train a black box: a timm classifier over the slices of a scan (paper 004, section 3.2).
+
+    accelerate launch train/classifier.py --config configs/classifier/lidc.yaml
+
+Splits are by patient: the manifest's own, or k folds of its train and val; test rows are never read. The weights that
+are best on the validation part go to OUT/blackbox; with `--fold all` to OUT/fold-I/blackbox, figures to OUT/folds.json.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, set_seed
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from diffcf.cards import ClassifierCard, Preparation
+from diffcf.classifiers.blackbox import save_blackbox
+from diffcf.classifiers.learning import Augmentation, class_weights, epoch_batches, warm_cosine
+from diffcf.classifiers.network import build_classifier
+from diffcf.data.dataset import ScanDataset
+from diffcf.data.manifest import Manifest, ManifestRow
+from diffcf.errors import ConfigError
+from diffcf.metrics.classification import figures_of
+
+OF_CARD = ("preparation", "classes", "architecture", "architecture_args", "slice_mode")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to train, on what, and how.
+
+    Args:
+        out: run folder.
+        manifests: CSV files; unlabelled rows are left out.
+        classes: names, in the order of the manifest's labels. preparation: how scans are cut.
+        architecture, architecture_args: of timm. slice_mode: how several slices go in (EXTENDING.md).
+        fold: null, the manifest's own split; 0 to `folds` - 1, that one validates; "all", a run for each.
+        positive: the class that figures and `select` are about, against the others.
+        select: the best epoch has the highest sum of sensitivity and specificity, as in the paper, or the highest AUC.
+        balance: classes weigh the same in the loss, are drawn equally often, or neither.
+        smoothing: of the labels; keeps logits from running away. augmentation: views that keep the label.
+        epochs: passes over the training scans. patience: stop after so many without a better one; 0 never.
+        batch: scans a step, over all processes.
+        learning_rate: of AdamW, reached after `warmup` epochs, then falling to 0 along a cosine.
+        weight_decay: of AdamW. ema: decay of the averaged weights, which are validated and written; 0 averages none.
+        half: store the weights in half precision. data, terms: of what it was trained on, in words, for the card.
+        seed: of folds, initialisation, order and views.
+    """
+
+    out: Path
+    manifests: list[Path]
+    classes: list[str]
+    preparation: Preparation = field(default_factory=Preparation)
+    architecture: str = "densenet121"
+    architecture_args: dict[str, Any] = field(default_factory=dict)
+    slice_mode: Literal["channels", "average", "concatenate"] = "channels"
+    fold: int | Literal["all"] | None = None
+    folds: int = 5
+    positive: int = -1
+    select: Literal["sum", "auc"] = "sum"
+    balance: Literal["none", "loss", "sampling"] = "loss"
+    smoothing: float = 0.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    epochs: int = 100
+    patience: int = 0
+    batch: int = 16
+    learning_rate: float = 1e-4
+    warmup: float = 1.0
+    weight_decay: float = 0.01
+    ema: float = 0.0
+    half: bool = False
+    data: str = ""
+    terms: str = ""
+    seed: int = 0
+
+
+def load(rows: list[ManifestRow], config: Config, part: str) -> ScanDataset:
+    """Labelled scans of a part. Errors: ConfigError where a class has no scan, or a label no class."""
+    labelled = [row for row in rows if row.label is not None]
+    found = sorted({int(row.label or 0) for row in labelled})
+    if found != list(range(len(config.classes))):
+        raise ConfigError(f"the {part} part has labels {found}, not one for each of {config.classes}, from 0.")
+    return ScanDataset(labelled, config.preparation)
+
+
+@torch.no_grad()
+def judge(classifier: nn.Module, scans: ScanDataset, config: Config, device: torch.device) -> dict[str, float]:
+    """Figures on scans (`figures_of`)."""
+    classifier.eval()
+    logits = torch.cat([classifier(part.to(device)).cpu() for part in scans.images.split(64)])
+    return figures_of(logits.double().softmax(1).numpy(), scans.labels.numpy(), config.positive)
+
+
+def fit(accelerator: Accelerator, config: Config, parts: tuple[list, list], out: Path) -> dict[str, float]:
+    """Train on the first part, keep the epoch that is best on the second, write OUT/blackbox; returns its figures."""
+    set_seed(config.seed)
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    with accelerator.main_process_first():  # the others find the cut fields on disk
+        train, val = load(parts[0], config, "training"), load(parts[1], config, "validation")
+    card = ClassifierCard(**{name: getattr(config, name) for name in OF_CARD})
+    classifier = build_classifier(card).to(device)
+    averaged: Any = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    adam = torch.optim.AdamW(classifier.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    module, optimiser = accelerator.prepare(classifier, adam)
+    even = class_weights(train.labels, len(config.classes))
+    drawn, weighed = (even if config.balance == one else None for one in ("sampling", "loss"))
+    criterion = nn.CrossEntropyLoss(weighed, label_smoothing=config.smoothing).to(device)
+    length = max(1, len(train) // config.batch)
+    step, best, best_value, best_epoch, kept = 0, {}, float("-inf"), 0, {}
+    console = Console(quiet=not accelerator.is_main_process)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("classifier", total=config.epochs)
+        for epoch in range(1, config.epochs + 1):
+            module.train()
+            key = config.seed * 1009 + epoch  # order and views follow from seed and epoch alone
+            random = torch.Generator().manual_seed(key * 1009 + rank + 1)
+            for index in epoch_batches(train.labels, config.batch, key, weights=drawn, rank=rank, world=world):
+                share = warm_cosine(step, config.epochs * length, config.warmup * length)
+                adam.param_groups[0]["lr"] = config.learning_rate * share
+                image = config.augmentation(train.images[index], config.preparation.window, random)
+                accelerator.backward(criterion(module(image.to(device)), train.labels[index].to(device)))
+                optimiser.step()
+                optimiser.zero_grad()
+                averaged.update_parameters(classifier)
+                step += 1
+            figures = judge(averaged.module, val, config, device)
+            # Batch statistics differ between processes, which must stop together: the first one's word holds.
+            chosen: Any = broadcast(torch.tensor(figures[config.select], device=device))
+            if float(chosen) > best_value:
+                best, best_value, best_epoch = figures, float(chosen), epoch
+                kept = copy.deepcopy(averaged.module.network.net.state_dict())
+                console.print(f"epoch {epoch}: {config.select} {best_value:.4f}, saturated {figures['saturated']:.2f}")
+            progress.update(task, advance=1)
+            if config.patience and epoch - best_epoch >= config.patience:
+                break
+    if not kept:
+        raise ConfigError("no epoch gave a finite figure; lower learning_rate.")
+    if accelerator.is_main_process:
+        shown = {name: round(value, 4) for name, value in best.items()}
+        command = f"train/classifier.py, epoch {best_epoch} of {config.epochs}, seed {config.seed}"
+        about = {"data": config.data, "terms": config.terms, "command": command}
+        about |= {"scans": {"train": len(train), "validation": len(val)}, "validation": shown}
+        save_blackbox(kept, replace(card, about=about), out / "blackbox", half=config.half)
+        console.print(f"epoch {best_epoch} on {len(val)} validation scans:", shown)
+    return best
+
+
+def main(config: Config) -> dict[str, float]:
+    """Train on the manifest's split, one fold or all; returns figures of the validation part (of all folds, means)."""
+    accelerator, manifest = Accelerator(), Manifest.read_all(config.manifests)
+    if config.fold is None:
+        return fit(accelerator, config, (manifest.split("train"), manifest.split("val")), config.out)
+    parts = manifest.folds(config.folds, config.seed)
+    if config.fold != "all":
+        if not 0 <= config.fold < config.folds:
+            raise ConfigError(f"fold {config.fold}: expected 0 to {config.folds - 1}, all, or null.")
+        return fit(accelerator, config, parts[config.fold], config.out)
+    every = [fit(accelerator, config, part, config.out / f"fold-{i}") for i, part in enumerate(parts)]
+    means, spread = ({name: of([one[name] for one in every]) for name in every[0]} for of in (fmean, stdev))
+    if accelerator.is_main_process:
+        text = json.dumps({"mean": means, "std": spread, "folds": every}, indent=2)
+        (config.out / "folds.json").write_text(text + "\n", encoding="utf-8")
+        Console().print({name: f"{mean:.3f} ± {spread[name]:.3f}" for name, mean in means.items()})
+    return means
+
+
+if __name__ == "__main__":
+    main(auto_cli(Config, as_positional=False))
