@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -14,8 +15,12 @@ import pytest
 from jsonargparse import auto_cli
 from tiny_data import write_tiny_data
 
+from diffcf import weights
+from diffcf.classifiers.agent import load_agent
 from diffcf.cli import main
+from diffcf.errors import CheckpointError, ConfigError
 from diffcf.scans import read_scan
+from diffcf.weights import content_hash
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,6 +124,26 @@ def test_trust_statistics_of_a_finished_generator(trained) -> None:
         module.Config(Path("runs/tiny/diffae/generator"), [Path("runs/tiny/data/manifest.csv")], steps=4)
     )
     assert len(made.held_out["psnr"]) == 20
+
+
+def test_a_set_is_bundled_with_model_cards(trained, tmp_path, monkeypatch) -> None:
+    module = load("train", "bundle")
+    models = [Path("runs/tiny", part) for part in ("diffae/generator", "classifier/blackbox", "agent/agent")]
+    config = module.Config("tiny", *models, ["agreement_tiny"], Path("runs/tiny/results"), tmp_path / "assets")
+    run("evaluation", "agreement")
+    module.main(config)
+    monkeypatch.setattr(weights, "ASSETS", tmp_path / "assets")
+    assert content_hash("tiny/generator") == content_hash(config.generator)
+    assert load_agent("tiny/agent").card.generator_hash == content_hash("tiny/generator")
+    card = (tmp_path / "assets" / "tiny" / "agent" / "README.md").read_text()
+    assert "- L1, test split, n = 20: auc " in card
+    assert content_hash("tiny/agent") in card
+    monkeypatch.setattr(module, "MOST_MB", 0.001)
+    with pytest.raises(ConfigError, match="more than"):
+        module.main(config)
+    other = dataclasses.replace(config, agent=tmp_path / "assets" / "tiny" / "agent", generator=tmp_path / "gone")
+    with pytest.raises(CheckpointError, match="no card"):
+        module.main(other)
 
 
 def test_explain_from_the_command_line_and_the_same_bytes_again(trained, capsys) -> None:

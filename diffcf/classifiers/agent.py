@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from diffcf.cards import AgentCard, read_card, write_card
 from diffcf.errors import CheckpointError, ConfigError
+from diffcf.weights import resolve
 
 SliceMode = Literal["channels", "average", "concatenate"]
 
@@ -183,9 +184,13 @@ def save_agent(agent: Agent, card: AgentCard, folder: Path) -> None:
 def load_agent(source: str | Path) -> Agent:
     """Read what `save_agent` wrote; in eval mode, with its card.
 
+    source: folder or bundled name; a set ("lidc") stands for its agent.
+
     Errors: CheckpointError where the folder holds no agent.
     """
-    folder = Path(source)
+    folder = resolve(source)
+    if (folder / "agent").is_dir():
+        folder = folder / "agent"
     card = read_card(AgentCard, folder)
     try:
         loaded = Agent.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
