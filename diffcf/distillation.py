@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffcf.classifiers.agent import Agent
+from diffcf.data.views import KINDS, Views, view
 from diffcf.errors import ConfigError
 from diffcf.metrics import classification
 from diffcf.types import Code
@@ -153,16 +154,17 @@ def distillation_set(
     encode_semantic: Callable[[Tensor], Tensor],
     teacher: Callable[[Tensor], Observation],
     *,
-    flips: bool = False,
+    views: Views = "none",
 ) -> DistillationSet:
     """Encode batches of original images "b s c h w" and let the black box label them.
 
-    flips: every image also enters mirrored left to right; the black box labels the mirror image anew.
+    views: every image enters in all of them ("mirror": 2, "square": 8), and the black box labels each anew.
     """
     parts = []
     for image in images:
-        for view in (image, image.flip(-1)) if flips else (image,):
-            parts.append(_on_cpu(encode_semantic(view), teacher(view)))
+        for kind in range(KINDS[views]):
+            seen = view(image, [kind] * len(image))
+            parts.append(_on_cpu(encode_semantic(seen), teacher(seen)))
     if not parts:
         raise ConfigError("there are no images to distil from; check the manifest's split column.")
     return DistillationSet.join(parts)
@@ -175,21 +177,21 @@ def cached_distillation_set(
     *,
     models: Sequence[str],
     folder: Path | None,
-    flips: bool = False,
+    views: Views = "none",
     batch: int = 64,
 ) -> DistillationSet:
-    """`distillation_set` over images "n s c h w", computed once for the same pixels, `models` and `flips`.
+    """`distillation_set` over images "n s c h w", computed once for the same pixels, `models` and `views`.
 
     models: content hashes of generator and black box. folder: where sets are kept; None keeps nothing.
     """
     if folder is not None:
         pixels = images.detach().cpu().contiguous()
-        key = hashlib.sha256(repr((list(models), flips, pixels.dtype, tuple(pixels.shape))).encode())
+        key = hashlib.sha256(repr((list(models), views, pixels.dtype, tuple(pixels.shape))).encode())
         key.update(pixels.numpy().data)
         path = folder / f"codes-{key.hexdigest()[:24]}.safetensors"
         if path.is_file():
             return DistillationSet.from_tensors(load_file(path))
-    made = distillation_set(images.split(batch), encode_semantic, teacher, flips=flips)
+    made = distillation_set(images.split(batch), encode_semantic, teacher, views=views)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")  # a run that is cut off must not leave half a file behind

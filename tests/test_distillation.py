@@ -64,9 +64,9 @@ def decode(code: Code) -> Tensor:
     return rearrange(scaled, "b s (c h w) -> b s c h w", c=1, h=4)
 
 
-def make_set(blackbox: LinearTeacher, n: int, flips: bool = False) -> DistillationSet:
+def make_set(blackbox: LinearTeacher, n: int, views: str = "none") -> DistillationSet:
     images = torch.rand(n, 2, 1, 4, 4) * 2 - 1
-    return distillation_set(images.split(16), encode_semantic, lambda x: observe(blackbox, x), flips=flips)
+    return distillation_set(images.split(16), encode_semantic, lambda x: observe(blackbox, x), views=views)
 
 
 @pytest.mark.parametrize("mode", ["channels", "average", "concatenate"])
@@ -162,10 +162,10 @@ def test_feature_losses_are_refused_without_features() -> None:
     Distillation(agent, KL())
 
 
-def test_flips_are_labelled_anew_by_the_black_box() -> None:
+def test_views_are_labelled_anew_by_the_black_box() -> None:
     blackbox = LinearTeacher("channels")
     image = torch.rand(3, 2, 1, 4, 4)
-    data = distillation_set([image], encode_semantic, lambda x: observe(blackbox, x), flips=True)
+    data = distillation_set([image], encode_semantic, lambda x: observe(blackbox, x), views="mirror")
     assert len(data) == 6
     torch.testing.assert_close(data.teacher.logits[3:], blackbox(image.flip(-1)).detach())
     torch.testing.assert_close(data.semantic[3:], encode_semantic(image.flip(-1)))

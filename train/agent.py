@@ -27,6 +27,7 @@ from diffcf.classifiers.agent import Agent, save_agent
 from diffcf.classifiers.blackbox import load_blackbox
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
+from diffcf.data.views import Views
 from diffcf.distillation import KL, L1, AgentLoss, Distillation, DistillationSet, Observation, evaluate_loss, observe
 from diffcf.generators.generator import SliceWise, load_generator
 from diffcf.training.keyed import Order
@@ -45,7 +46,8 @@ class Config:
         loss: L1 (the paper's default), MSE or KL.
         init: "ridge" starts from the closed-form solution of the MSE loss, its penalty chosen on the validation split;
             "random" is the paper's.
-        flips: the mirror image of every training image is learned from too, labelled anew by the black box.
+        views: every training image is learned from in all of them, each labelled anew by the black box: none, mirror
+            (left-right) or square (all eight turns, for a crop without an upright).
         pool: average pooling of a spatial code before it is flattened.
         epochs: passes over the training codes.
         batch: images a step, over all processes.
@@ -65,7 +67,7 @@ class Config:
     classifier: str
     loss: AgentLoss = field(default_factory=L1)
     init: Literal["ridge", "random"] = "ridge"
-    flips: bool = True
+    views: Views = "mirror"
     pool: int = 1
     epochs: int = 100
     batch: int = 16
@@ -132,7 +134,7 @@ def main(config: Config) -> dict[str, float]:
                 teacher,
                 models=list(hashes.values()),
                 folder=config.cache,
-                flips=config.flips and split == "train",
+                views=config.views if split == "train" else "none",
             )
     train, val = sets["train"], sets["val"]
 

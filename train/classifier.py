@@ -26,12 +26,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffcf.cards import ClassifierCard, Preparation
 from diffcf.classifiers.blackbox import save_blackbox
-from diffcf.classifiers.learning import Augmentation, class_weights, epoch_batches, warm_cosine
 from diffcf.classifiers.network import build_classifier
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest, ManifestRow
 from diffcf.errors import ConfigError
 from diffcf.metrics.classification import figures_of
+from diffcf.training.classification import Augmentation, class_weights
+from diffcf.training.keyed import Order, generator
+from diffcf.training.run import Plan
 
 OF_CARD = ("preparation", "classes", "architecture", "architecture_args", "slice_mode")
 
@@ -52,7 +54,7 @@ class Config:
         smoothing: of the labels; keeps logits from running away. augmentation: views that keep the label.
         epochs: passes over the training scans. patience: stop after so many without a better one; 0 never.
         batch: scans a step, over all processes.
-        learning_rate: of AdamW, reached after `warmup` epochs, then falling to 0 along a cosine.
+        learning_rate: of AdamW, reached after `warmup` epochs, then falling to 0.
         weight_decay: of AdamW. ema: decay of the averaged weights, which are validated and written; 0 averages none.
         half: store the weights in half precision. data, terms: of what it was trained on, in words, for the card.
         seed: of folds, initialisation, order and views.
@@ -114,26 +116,27 @@ def fit(accelerator: Accelerator, config: Config, parts: tuple[list, list], out:
     adam = torch.optim.AdamW(classifier.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     module, optimiser = accelerator.prepare(classifier, adam)
     even = class_weights(train.labels, len(config.classes))
-    drawn, weighed = (even if config.balance == one else None for one in ("sampling", "loss"))
+    weighed = even if config.balance == "loss" else None
     criterion = nn.CrossEntropyLoss(weighed, label_smoothing=config.smoothing).to(device)
-    length = max(1, len(train) // config.batch)
-    step, best, best_value, best_epoch, kept = 0, {}, float("-inf"), 0, {}
+    drawn = even[train.labels] if config.balance == "sampling" else None
+    order = Order(len(train), min(config.batch, len(train)), config.seed, drawn)
+    length = order.steps_per_epoch
+    plan = Plan(config.learning_rate, config.epochs * length, round(config.warmup * length), cooldown=1.0)
+    best, best_value, best_epoch, kept = {}, float("-inf"), 0, {}
     console = Console(quiet=not accelerator.is_main_process)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("classifier", total=config.epochs)
         for epoch in range(1, config.epochs + 1):
             module.train()
-            key = config.seed * 1009 + epoch  # order and views follow from seed and epoch alone
-            random = torch.Generator().manual_seed(key * 1009 + rank + 1)
-            for index in epoch_batches(train.labels, config.batch, key, weights=drawn, rank=rank, world=world):
-                share = warm_cosine(step, config.epochs * length, config.warmup * length)
-                adam.param_groups[0]["lr"] = config.learning_rate * share
+            random = generator("views", config.seed, epoch, rank)
+            for step in range((epoch - 1) * length, epoch * length):
+                plan.apply(adam, step)
+                index = order.at(step, rank, world)
                 image = config.augmentation(train.images[index], config.preparation.window, random)
                 accelerator.backward(criterion(module(image.to(device)), train.labels[index].to(device)))
                 optimiser.step()
                 optimiser.zero_grad()
                 averaged.update_parameters(classifier)
-                step += 1
             figures = judge(averaged.module, val, config, device)
             # Batch statistics differ between processes, which must stop together: the first one's word holds.
             chosen: Any = broadcast(torch.tensor(figures[config.select], device=device))

@@ -24,13 +24,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from diffcf.cards import GeneratorCard, Preparation, Sampling
 from diffcf.data.dataset import ScanDataset, SliceDataset
 from diffcf.data.manifest import Manifest
+from diffcf.data.views import KINDS, Views, view
 from diffcf.errors import ConfigError
 from diffcf.generators.diffae import DiffusionAutoencoder
 from diffcf.generators.generator import SliceWise, load_generator, save_generator
 from diffcf.training.diffusion import DiffusionLoss, judge_reconstruction, picture_grid
 from diffcf.training.keyed import Order, noise_for, timesteps_for, turns_for
 from diffcf.training.run import Plan, Run, settings
-from diffcf.training.views import KINDS, Views, view
 from diffcf.trust import FEWEST_HELD_OUT, fit_trust
 
 MAY_CHANGE = ("steps", "cooldown", "validate_every", "save_every", "val_images", "data", "terms", "compile", "out")

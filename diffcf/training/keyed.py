@@ -22,11 +22,12 @@ def generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Order:
     """Which samples each step sees: every epoch all of them once, in an order of its own, in whole global batches.
 
     count: samples. batch: of one step, over all processes. The remainder of an epoch waits for another epoch's order.
+    weights: of each sample, "n"; an epoch then draws as many samples by them, some several times and some never.
 
     Errors: ConfigError where there are fewer samples than a batch holds.
     """
@@ -34,6 +35,7 @@ class Order:
     count: int
     batch: int
     seed: int
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= self.count:
@@ -52,7 +54,11 @@ class Order:
         if self.batch % world:
             raise ConfigError(f"a batch of {self.batch} does not divide among {world} processes; change `batch`.")
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = torch.randperm(self.count, generator=generator("order", self.seed, epoch))
+        random = generator("order", self.seed, epoch)
+        if self.weights is None:
+            order = torch.randperm(self.count, generator=random)
+        else:
+            order = torch.multinomial(self.weights, self.count, replacement=True, generator=random)
         return order[within * self.batch : (within + 1) * self.batch][rank::world]
 
 

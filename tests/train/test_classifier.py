@@ -18,11 +18,11 @@ from tiny_data import write_tiny_data
 
 from diffcf.cards import Preparation
 from diffcf.classifiers.blackbox import load_blackbox
-from diffcf.classifiers.learning import Augmentation
 from diffcf.classifiers.network import build_network
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.errors import ConfigError
+from diffcf.training.classification import Augmentation
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted([*(ROOT / "configs" / "classifier").glob("*.yaml"), ROOT / "configs/tiny/classifier.yaml"])

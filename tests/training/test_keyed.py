@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffcf.data.views import view
 from diffcf.errors import ConfigError
 from diffcf.training.keyed import Order, noise_for, timesteps_for, turns_for
-from diffcf.training.views import view
 
 
 @given(st.integers(1, 40), st.data())
@@ -36,6 +36,15 @@ def test_processes_share_a_batch() -> None:
         order.at(0, 0, 5)
     with pytest.raises(ConfigError, match="from 3 samples"):
         Order(3, 4, seed=0)
+
+
+def test_weights_draw_some_more_often() -> None:
+    weights = torch.tensor([1.0] * 950 + [19.0] * 50)
+    order = Order(1000, 100, 0, weights)
+    index = torch.cat([order.at(step) for step in range(10)])
+    assert float((index >= 950).double().mean()) == pytest.approx(0.5, abs=0.05)
+    shares = [order.at(3, rank, 2) for rank in range(2)]
+    assert sorted(torch.cat(shares).tolist()) == sorted(order.at(3).tolist())
 
 
 def test_draws_are_keyed_by_sample() -> None:

@@ -1,4 +1,4 @@
-"""Views of an image that are as likely as the image itself."""
+"""Views of an image that are as likely as the image itself, and show the same."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""Views that keep a label, weights, batches and the rate, by hand."""
+"""Views that keep a label, and class weights, by hand."""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,8 +8,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 from diffcf.cards import Window
-from diffcf.classifiers.learning import Augmentation, class_weights, epoch_batches, warm_cosine
-from diffcf.errors import ConfigError
+from diffcf.training.classification import Augmentation, class_weights
 
 WINDOW = Window(-600, 1600)
 
@@ -20,13 +17,13 @@ def drawn(augmentation: Augmentation, image: torch.Tensor, seed: int = 0) -> tor
     return augmentation(image, WINDOW, torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("flips", "kinds"), [("none", 1), ("mirror", 2), ("square", 8)])
-def test_flips_are_those_of_the_kind_and_slices_stay_together(flips: str, kinds: int) -> None:
+@pytest.mark.parametrize(("views", "kinds"), [("none", 1), ("mirror", 2), ("square", 8)])
+def test_views_are_those_of_the_kind_and_slices_stay_together(views: str, kinds: int) -> None:
     one = torch.arange(18.0).reshape(1, 2, 1, 3, 3)
-    views = drawn(Augmentation(flips), one.expand(200, -1, -1, -1, -1))
+    drawn_views = drawn(Augmentation(views), one.expand(200, -1, -1, -1, -1))
     turns = [torch.rot90(side, k, (-2, -1)) for side in (one[0], one[0].flip(-1)) for k in range(4)]
-    allowed = {"none": turns[:1], "mirror": [turns[0], turns[4]], "square": turns}[flips]
-    found = {tuple(view.flatten().tolist()) for view in views}
+    allowed = {"none": turns[:1], "mirror": [turns[0], turns[4]], "square": turns}[views]
+    found = {tuple(view.flatten().tolist()) for view in drawn_views}
     assert found == {tuple(turn.flatten().tolist()) for turn in allowed}
     assert len(found) == kinds
 
@@ -63,33 +60,3 @@ def test_class_weights_equal_scikit_learn_s() -> None:
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
     torch.testing.assert_close(class_weights(labels, 3).double(), torch.from_numpy(expected), atol=1e-6, rtol=1e-6)
     assert float(class_weights(labels, 3)[labels].mean()) == pytest.approx(1)
-
-
-def test_an_epoch_sees_every_scan_once_in_whole_batches() -> None:
-    labels = torch.zeros(50, dtype=torch.long)
-    alone = list(epoch_batches(labels, 16, key=5))
-    assert [len(index) for index in alone] == [16, 16, 16]
-    assert len(set(torch.cat(alone).tolist())) == 48
-    shares = [list(epoch_batches(labels, 16, 5, rank=rank, world=2)) for rank in range(2)]
-    for whole, left, right in zip(alone, *shares, strict=True):
-        assert sorted([*left.tolist(), *right.tolist()]) == sorted(whole.tolist())
-    assert not torch.equal(alone[0], next(epoch_batches(labels, 16, key=6)))
-    assert len(next(epoch_batches(labels, 99, key=5))) == 50
-    with pytest.raises(ConfigError, match="3 processes"):
-        next(epoch_batches(labels, 16, 5, world=3))
-
-
-def test_balanced_draws_meet_every_class_equally() -> None:
-    labels = torch.tensor([0] * 950 + [1] * 50)
-    index = torch.cat(list(epoch_batches(labels, 100, 0, weights=class_weights(labels, 2))))
-    assert float(labels[index].double().mean()) == pytest.approx(0.5, abs=0.05)
-
-
-def test_the_rate_rises_and_falls_to_nothing() -> None:
-    rates = [warm_cosine(step, 100, 10) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == pytest.approx(rates[9], abs=0.03)
-    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
-    assert rates[-1] < 1e-3
-    assert warm_cosine(0, 100, 0) == 1
-    assert warm_cosine(50, 100, 0) == pytest.approx(0.5)
