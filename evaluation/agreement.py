@@ -1,6 +1,6 @@
 """Does the agent say what the black box says? Table 1 of paper 004, on held-out cases.
 
-    python evaluation/agreement.py --config configs/agent/agreement_lidc.yaml
+    python evaluation/agreement.py --config configs/evaluation/agreement_lidc.yaml
 
 The black box's predictions are the ground truth. Intervals are 95% bootstrap intervals over patients. The last row is a
 control that has seen no image: it always answers with the black box's mean probabilities on the training split, and so
@@ -36,10 +36,11 @@ class Config:
 
     Args:
         name: the result is written to docs/results/agreement_NAME.json.
-        manifest: CSV file; its "test" rows are judged, its "train" rows set the control.
+        manifest: CSV file; its rows of `split` are judged, its "train" rows set the control.
         generator: folder or bundled name.
         classifier: folder or bundled name.
         agents: method -> folder or bundled name of its agent; the first is the shipped default.
+        split: test, or val while something is still being chosen.
         positive: the class that sensitivity and specificity are about; the last by default.
         data: what the data are, in words.
         cache: where codes are kept; null keeps none.
@@ -53,6 +54,7 @@ class Config:
     generator: str
     classifier: str
     agents: dict[str, str]
+    split: str = "test"
     positive: int = -1
     data: str = ""
     cache: Path | None = Path("runs/cache")
@@ -93,7 +95,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     view = blackbox.view_of(generator.card.preparation)
     hashes = [content_hash(config.generator), content_hash(config.classifier)]
     manifest = Manifest.read(config.manifest)
-    cases = {split: ScanDataset(manifest, generator.card.preparation, split=split) for split in ("train", "test")}
+    cases = {split: ScanDataset(manifest, generator.card.preparation, split=split) for split in ("train", config.split)}
     sets = {
         split: cached_distillation_set(
             scans.images,
@@ -104,19 +106,19 @@ def main(config: Config) -> list[dict[str, Any]]:
         )
         for split, scans in cases.items()
     }
-    test = sets["test"]
+    test = sets[config.split]
     students = {method: load_agent(name) for method, name in config.agents.items()}
     for method, agent in students.items():
         if agent.card is None or [agent.card.generator_hash, agent.card.blackbox_hash] != hashes:
             raise ConfigError(f"agent {method!r} was trained with another generator or black box; see its card.yaml.")
     logits = {method: predict(agent, test) for method, agent in students.items()}
     logits["majority control"] = majority(sets["train"], len(test))
-    patients = cases["test"].patients
+    patients = cases[config.split].patients
     table = [
         {
             "method": method,
             "data": config.name,
-            "split": "test",
+            "split": config.split,
             "classifier": Path(config.classifier).name,
             "n": len(test),
             "patients": len(set(patients)),

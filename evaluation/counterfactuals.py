@@ -1,6 +1,6 @@
 """Does the black box really change its mind, in both directions, and on how little change? (paper 004, section 2.4)
 
-    python evaluation/counterfactuals.py --config configs/agent/counterfactuals_lidc.yaml
+    python evaluation/counterfactuals.py --config configs/evaluation/counterfactuals_lidc.yaml
 
 Held-out scans that the black box classifies correctly are pushed to the other class, as `diffcf explain` does it, and
 reported by direction. `validity` is the share that the black box itself gives the asked score; `decision_validity` the

@@ -1,6 +1,6 @@
 """Cases that the black box cannot decide, pushed to either class (paper 004, section 3.4 and Fig. 2).
 
-    python evaluation/indeterminate.py --config configs/agent/indeterminate_lidc.yaml
+    python evaluation/indeterminate.py --config configs/evaluation/indeterminate_lidc.yaml
 
 The held-out scans whose two highest scores are closest are pushed to a confident score of each class in turn. A row
 says how many reach it (`validity`), how monotonely the black box's score rises along the path from one class to the

@@ -1,6 +1,6 @@
 """How well does the generator return an image? (paper 004, sections 2.4 and 3.4)
 
-    python evaluation/reconstruction.py --config configs/diffae/reconstruction_lidc.yaml
+    python evaluation/reconstruction.py --config configs/evaluation/reconstruction_lidc.yaml
 
 Each row is a way to choose x_T, a sampler and a number of steps, on held-out scans: inverted (`encode`), forward-noised
 as the paper states below its Eq. 1, or random, which shows what the semantic code alone holds. Nothing is clipped on

@@ -126,6 +126,16 @@ def test_trust_statistics_of_a_finished_generator(trained) -> None:
     assert len(made.held_out["psnr"]) == 20
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "evaluation").glob("*.yaml")), ids=lambda path: path.stem)
+def test_evaluation_configs_are_valid(path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluation"))
+    script, _, name = path.stem.partition("_")
+    config = auto_cli(load("evaluation", script).Config, as_positional=False, args=["--config", str(path)])
+    assert config.name == name
+    assert config.split == "test"
+    assert config.data
+
+
 def test_a_set_is_bundled_with_model_cards(trained, tmp_path, monkeypatch) -> None:
     module = load("train", "bundle")
     models = [Path("runs/tiny", part) for part in ("diffae/generator", "classifier/blackbox", "agent/agent")]

@@ -76,7 +76,7 @@ def test_images_labels_and_items(manifest: Manifest, volume: np.ndarray) -> None
 
 
 def test_values_beyond_the_window_are_clipped(manifest: Manifest) -> None:
-    images = ScanDataset(manifest, Preparation(window=Window(-600, 100), size=8, slices=2), split="train").images
+    images = ScanDataset(manifest, Preparation(window=Window(0, 100), size=8, slices=2), split="train").images
     assert images.min() == -1
     assert images.max() == 1
 
@@ -214,9 +214,9 @@ def test_the_second_time_nothing_is_read(manifest: Manifest, tmp_path: Path, mon
     assert first.masks is not None
     assert again.masks is not None
     assert torch.equal(first.masks, again.masks)
-    other = Preparation(window=Window(40, 400), size=8, slices=2)  # kept in HU: another window reads nothing either
+    other = Preparation(window=Window(-100, 400), size=8, slices=2)  # kept in HU: another window reads nothing either
     hu = first.images * 800 - 600
-    torch.testing.assert_close(ScanDataset(manifest.split("train"), other).images, ((hu - 40) / 200).clamp(-1, 1))
+    torch.testing.assert_close(ScanDataset(manifest.split("train"), other).images, ((hu + 100) / 200).clamp(-1, 1))
 
 
 def test_a_changed_scan_or_preparation_is_read_anew(manifest: Manifest, tmp_path: Path, volume: np.ndarray) -> None:
