@@ -78,7 +78,7 @@ class Sampling:
 
     sampler: Literal["ddim", "dpm", "obelm"] = "ddim"
     steps: int = 20
-    spacing: Literal["uniform", "quadratic", "logsnr"] = "uniform"
+    spacing: Literal["uniform", "quadratic", "cubic", "logsnr"] = "uniform"
 
 
 @dataclass(frozen=True)

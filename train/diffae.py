@@ -33,7 +33,8 @@ from diffcf.training.keyed import Order, noise_for, timesteps_for, turns_for
 from diffcf.training.run import Plan, Run, settings
 from diffcf.trust import FEWEST_HELD_OUT, fit_trust
 
-MAY_CHANGE = ("steps", "cooldown", "validate_every", "save_every", "val_images", "data", "terms", "compile", "out")
+# What a resumed run may change.
+FREE = ("sampling", "steps", "cooldown", "validate_every", "save_every", "val_images", "data", "terms", "out")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def main(config: Config) -> dict[str, float]:
     averaged = copy.deepcopy(model)
     plan = Plan(config.learning_rate, config.steps, config.warmup, config.cooldown)
     adam = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
-    run = Run(config.out / "checkpoints", model, adam, config.ema, settings(config, MAY_CHANGE))
+    run = Run(config.out / "checkpoints", model, adam, config.ema, settings(config, FREE))
     start = run.resume()
     if start:
         console.print(f"resumed at step {start}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import math
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from einops import rearrange
 
-from diffcf.data.lidc_nodules import RATED, ScoreThree, crop_scan, equivalent_diameter, label_of
+from diffcf.data.lidc_nodules import RATED, ScoreThree, crop_scan, equivalent_diameter, file_name, label_of
 from diffcf.data.manifest import Manifest, ManifestRow, Split, hash_split
 from diffcf.errors import ConfigError
 from diffcf.scans.grid import LPS_TO_RAS
@@ -18,6 +22,7 @@ from diffcf.types import Scan
 
 ARRAYS, TABLE = "lidc_nodules.npz", "nodules.csv"
 COLUMNS = ("nodule_id", "patient", "series_uid", "z_mm", "pixel_spacing_mm", "malignancy_mean", "n_raters", "mask_ok")
+NUMBERS = ("z_mm", "pixel_spacing_mm", "malignancy_mean", "n_raters")  # of COLUMNS; RATED may be blank
 THICKNESS = 1.0  # mm, nominal: the table does not say how thick the slice was
 
 
@@ -35,22 +40,24 @@ class NoduleArrays:
 
     @classmethod
     def read(cls, source: str | Path) -> NoduleArrays:
-        """Read the folder. Errors: ConfigError where a file or column is missing or rows and arrays do not match."""
+        """Read the folder.
+
+        Errors: ConfigError where a file, array, column or number is missing, the arrays are damaged or pickled, or rows
+        and arrays do not match.
+        """
         source = Path(source)
         for name in (ARRAYS, TABLE):
             if not (source / name).is_file():
                 raise ConfigError(f"{source} holds no {name}; expected the folder of the nodule arrays.")
         with (source / TABLE).open(encoding="utf-8", newline="") as file:
             table = tuple(csv.DictReader(file))
-        with np.load(source / ARRAYS, allow_pickle=False) as arrays:
-            absent = {"hu", "mask", "nodule_id"} - set(arrays)
-            if absent:
-                raise ConfigError(f"{source / ARRAYS} lacks the array(s) {', '.join(sorted(absent))}.")
-            hu, mask, identity = arrays["hu"], arrays["mask"], arrays["nodule_id"]
+        hu, mask, identity = _load(source / ARRAYS)
         absent = {*COLUMNS, *RATED} - set(table[0] if table else ())
         if absent:
             raise ConfigError(f"{source / TABLE} lacks rows or the column(s) {', '.join(sorted(absent))}.")
-        if hu.shape != mask.shape or hu.ndim != 3 or [int(row["nodule_id"]) for row in table] != identity.tolist():
+        _check_cells(table, source / TABLE)
+        named = [row["nodule_id"] for row in table] == [str(one) for one in np.atleast_1d(identity).tolist()]
+        if hu.shape != mask.shape or hu.ndim != 3 or len(hu) != len(table) or not named:
             raise ConfigError(
                 f"{source}: arrays of shape {hu.shape} and {mask.shape} and {len(table)} rows of {TABLE} do not "
                 "describe the same nodules in the same order."
@@ -113,7 +120,7 @@ def write_arrays(source: str | Path, out: str | Path, *, score_3: ScoreThree = "
     rows = []
     console = Console(stderr=True)
     for index, row in enumerate(track(nodules.table, description="nodules", console=console, transient=True)):
-        name = f"{row['patient']}_{index:04d}.nii.gz"
+        name = file_name(row["patient"], f"{index:04d}")
         scan, region = nodules.scan(index), nodules.region(index)
         rows.append(
             ManifestRow(
@@ -122,13 +129,44 @@ def write_arrays(source: str | Path, out: str | Path, *, score_3: ScoreThree = "
                 label=label_of(float(row["malignancy_mean"]), score_3),
                 split=_split(row, given_test, seed),
                 mask=None if region is None else write_nifti(region, scan, out / "masks" / name),
-                attributes=_attributes(row, None if region is None else int(region.sum())),
+                attributes=_attributes(row, None if region is None else int(np.count_nonzero(region))),
                 notes={"nodule": row["nodule_id"], "series": row["series_uid"]},
             )
         )
     manifest = Manifest(rows, str(out / "manifest.csv"))
     manifest.write(out / "manifest.csv")
     return manifest
+
+
+def _load(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    names = ("hu", "mask", "nodule_id")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            absent = set(names) - set(stored)
+            if not absent:
+                hu, mask, identity = (stored[name] for name in names)
+                return hu, mask, identity
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ConfigError(
+            f"{path}: not an .npz of plain numbers ({error}). Pickled objects are never read; fetch the file again."
+        ) from error
+    raise ConfigError(f"{path} lacks the array(s) {', '.join(sorted(absent))}.")
+
+
+def _check_cells(table: Sequence[Mapping[str, str | None]], path: Path) -> None:
+    for index, row in enumerate(table):
+        if not row["patient"]:
+            raise ConfigError(f"{path}: nodule {index} has no patient; without it the split cannot be by patient.")
+        for name in (*NUMBERS, *RATED):
+            text = row[name]
+            if not text and name in RATED:
+                continue
+            try:
+                value = float(text or "")
+            except ValueError:
+                value = math.nan
+            if not math.isfinite(value) or (name == "pixel_spacing_mm" and value <= 0):
+                raise ConfigError(f"{path}: {name} of nodule {index} is {text!r}; expected a number.")
 
 
 def _split(row: dict[str, str], given_test: bool, seed: int) -> Split:

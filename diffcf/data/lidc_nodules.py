@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +23,11 @@ def label_of(malignancy: float, score_3: ScoreThree = "benign") -> int | None:
     if malignancy == 3:
         return 0 if score_3 == "benign" else None
     return int(malignancy > 3)
+
+
+def file_name(*parts: str) -> str:
+    """Name of a nodule's NIfTI files; what a header or a table calls a patient cannot lead out of the folder."""
+    return re.sub(r"[^\w.-]", "-", "_".join(parts)) + ".nii.gz"
 
 
 def crop_scan(volume: np.ndarray, spacing: tuple[float, float, float], affine: np.ndarray, source: str) -> Scan:

@@ -15,6 +15,7 @@ from diffcf.data.lidc_nodules import (
     ScoreThree,
     crop_scan,
     equivalent_diameter,
+    file_name,
     group_readings,
     label_of,
     voxels_of,
@@ -81,8 +82,7 @@ def write_tcia(
             f"{len(skipped)} series or XML files were left out; {out / 'skipped.txt'} says why.", stacklevel=2
         )
     if not rows:
-        shown = "".join(f"\n  {line}" for line in skipped[:20])
-        raise ScanError(f"{source}: none of {len(series)} series gave a rated nodule.{shown}")
+        raise ScanError(f"{source}: none of {len(series)} series gave a rated nodule.{_listing(skipped)}")
     manifest = Manifest(rows, str(out / "manifest.csv"))
     manifest.write(out / "manifest.csv")
     return manifest
@@ -108,9 +108,13 @@ def find_series(source: str | Path) -> tuple[list[Series], list[str]]:
             skipped.append(str(error))
     series = []
     for folder in (source, *sorted(path for path in source.rglob("*") if path.is_dir())):
-        header = _first_header(folder)
-        if header is not None and header.get("Modality") == "CT":
-            uid, patient = str(header.get("SeriesInstanceUID", "")), str(header.get("PatientID", "")).strip()
+        try:
+            header = _first_header(folder)
+        except ScanError as error:
+            skipped.append(str(error))
+            continue
+        if header is not None and header["Modality"] == "CT":
+            uid, patient = header["SeriesInstanceUID"], header["PatientID"]
             if patient:
                 series.append(Series(uid, patient, folder, annotations.get(uid)))
             else:
@@ -118,21 +122,37 @@ def find_series(source: str | Path) -> tuple[list[Series], list[str]]:
     if not series or not annotations:
         lacks = "CT series" if not series else "XML of the radiologists (LidcReadMessage)"
         raise ConfigError(
-            f"{source}: no {lacks} below it. Expected the LIDC-IDRI download of TCIA, series folders of DICOM files, "
-            "and its annotation XML beside them or in a folder of their own."
+            f"{source}: no {lacks} below it that can be used. Expected the LIDC-IDRI download of TCIA, series folders "
+            f"of DICOM files, and its annotation XML beside them or in a folder of their own.{_listing(skipped)}"
         )
     return sorted(series, key=lambda one: (one.patient, one.uid)), skipped
 
 
-def _first_header(folder: Path):
-    """Header of the first DICOM file right in a folder, None where there is none."""
+def _listing(skipped: list[str]) -> str:
+    return "".join(f"\n  {line}" for line in skipped[:20])
+
+
+def _first_header(folder: Path) -> dict[str, str] | None:
+    """Modality, series and patient, by keyword, of the first DICOM file right in a folder; None where there is none.
+
+    A file without a modality (the index of a medium, or cut off before it) is passed over. Errors: ScanError for a
+    damaged header.
+    """
     import pydicom
 
+    keywords = ["Modality", "SeriesInstanceUID", "PatientID"]
     offset, magic = DICOM_PREFIX
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         with path.open("rb") as file:
-            if file.read(offset + len(magic))[offset:] == magic:
-                return pydicom.dcmread(path, specific_tags=["SeriesInstanceUID", "Modality", "PatientID"])
+            if file.read(offset + len(magic))[offset:] != magic:
+                continue
+        try:
+            header = pydicom.dcmread(path, specific_tags=list(keywords))
+            found = {keyword: str(header.get(keyword) or "").strip() for keyword in keywords}
+        except Exception as error:  # pydicom raises many kinds on damaged headers
+            raise ScanError(f"{path}: the DICOM header is truncated or damaged ({error}). Fetch it again.") from error
+        if found["Modality"]:
+            return found
     return None
 
 
@@ -148,12 +168,11 @@ def _write_series(one: Series, out: Path, size: int, slices: int, score_3: Score
     voxels = [voxels_of(reading, placement, shape, str(one.folder)) for reading in readings]
     nodules = [(nodule, *_cut(nodule, scan, size, slices)) for nodule in group_readings(readings, voxels, scan)]
     rows = []
-    for number, (nodule, crop, region) in enumerate(nodules):
-        name = f"{one.patient}_{one.uid.rpartition('.')[2][-8:]}_{number:02d}.nii.gz"
-        middle = region[len(region) // 2]
+    for number, (nodule, crop, region, pixels) in enumerate(nodules):
+        name = file_name(one.patient, one.uid.rpartition(".")[2][-8:], f"{number:02d}")
         attributes = {name: nodule.rating(name) for name in (*RATED, "malignancy")}
         attributes["raters"] = float(len(nodule.readings))
-        attributes["diameter_mm"] = round(equivalent_diameter(int(middle.sum()), scan.spacing[1:]), 3)
+        attributes["diameter_mm"] = round(equivalent_diameter(pixels, scan.spacing[1:]), 3)
         malignancy = nodule.rating("malignancy")
         assert malignancy is not None  # a reading without it is no rated reading
         rows.append(
@@ -170,8 +189,8 @@ def _write_series(one: Series, out: Path, size: int, slices: int, score_3: Score
     return rows
 
 
-def _cut(nodule: Nodule, scan: Scan, size: int, slices: int) -> tuple[Scan, np.ndarray]:
-    """The crop around a nodule, and the nodule's region on it, uint8 "z y x"."""
+def _cut(nodule: Nodule, scan: Scan, size: int, slices: int) -> tuple[Scan, np.ndarray, int]:
+    """The crop around a nodule, the nodule's region on it, uint8 "z y x", and its pixels on the central slice."""
     index = np.stack(np.unravel_index(nodule.voxels, scan.volume.shape))  # z, y, x
     middle = index.mean(axis=1)
     central = int(index[0][np.abs(index[0] - middle[0]).argmin()])
@@ -183,7 +202,7 @@ def _cut(nodule: Nodule, scan: Scan, size: int, slices: int) -> tuple[Scan, np.n
         slices=range(first, first + slices),
         centre_index=(round(float(middle[1])), round(float(middle[2]))),
     )
-    return _as_scan(patch, scan), _region(index, patch)
+    return _as_scan(patch, scan), _region(index, patch), int((index[0] == central).sum())
 
 
 def _as_scan(patch: Patch, scan: Scan) -> Scan:

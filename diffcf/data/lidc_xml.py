@@ -65,8 +65,8 @@ def read_annotations(path: str | Path) -> Annotations | None:
     """
     path = Path(path)
     try:
-        root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, UnicodeError) as error:
+        root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter two: encodings
         raise ScanError(f"{path}: damaged XML ({error}). Fetch the file again.") from error
     if root.tag.rpartition("}")[2] != "LidcReadMessage":
         return None
@@ -83,6 +83,14 @@ def read_annotations(path: str | Path) -> Annotations | None:
                 raise ScanError(f"{path}: nodule {_text(nodule, '{*}noduleID', path)!r} is rated but has no <roi>.")
             readings.append(Reading(reader, _text(nodule, "{*}noduleID", path), ratings, outlines))
     return Annotations(series_uid, tuple(readings), unrated)
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Refuses a document type: entities are declared there and nowhere else, and no reading has one."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        """Called before the first entity is read."""
+        raise ValueError(f"it declares the document type {name!r}, and readings declare none")
 
 
 def _ratings(nodule: ElementTree.Element) -> dict[str, int]:

@@ -21,7 +21,8 @@ from torch import Tensor
 from diffcf.errors import ConfigError
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-Spacing = Literal["uniform", "quadratic", "logsnr"]
+Spacing = Literal["uniform", "quadratic", "cubic", "logsnr"]
+POWERS = {"uniform": 1, "quadratic": 2, "cubic": 3}
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,15 @@ class Grid:
 def make_grid(schedule: Schedule, steps: int, spacing: Spacing = "uniform") -> Grid:
     """Choose `steps` distinct timesteps of `schedule`, the last one always among them.
 
-    spacing: "uniform" in t as published, "quadratic" in t, or "logsnr" (uniform in log sigma/alpha); the latter two
-    spend more steps near the image. Errors: ConfigError for fewer than 1 or more steps than the schedule has.
+    spacing: "uniform" in t as published; "quadratic" or "cubic" in t, which spend more steps near the image; or
+    "logsnr", uniform in log sigma/alpha. Errors: ConfigError for fewer than 1 or more steps than the schedule has.
     """
     last = schedule.timesteps - 1
     if not 1 <= steps <= schedule.timesteps:
         raise ConfigError(f"{steps} sampling steps asked for; expected 1 to {schedule.timesteps}.")
     fraction = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-    if spacing == "uniform":
-        wanted = fraction * last
-    elif spacing == "quadratic":
-        wanted = fraction**2 * last
+    if spacing in POWERS:
+        wanted = fraction ** POWERS[spacing] * last
     else:
         squared = schedule.alphas_cumprod()
         logs = 0.5 * torch.log((1 - squared) / squared)

@@ -26,7 +26,7 @@ def images() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("code", CODES)
-@pytest.mark.parametrize("spacing", ["uniform", "quadratic", "logsnr"])
+@pytest.mark.parametrize("spacing", ["uniform", "quadratic", "cubic", "logsnr"])
 def test_exact_inversion_returns_in_float64(code: str, spacing: str, images) -> None:
     generator = made(code, sampler="obelm", spacing=spacing, steps=20).double()
     with torch.no_grad():

@@ -143,7 +143,7 @@ def test_a_fresh_pair_decodes_to_what_ddim_almost_gives() -> None:
     torch.testing.assert_close(obelm_decode(perfect, pair, grid), exact(noise, grid), rtol=0, atol=0.02)
 
 
-@given(st.integers(1, 1000), st.sampled_from(["uniform", "quadratic", "logsnr"]))
+@given(st.integers(1, 1000), st.sampled_from(["uniform", "quadratic", "cubic", "logsnr"]))
 def test_grids_are_distinct_rising_and_end_at_the_last_timestep(steps: int, spacing: str) -> None:
     grid = make_grid(SCHEDULE, steps, spacing)
     assert grid.steps == steps
