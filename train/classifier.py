@@ -152,8 +152,8 @@ def fit(accelerator: Accelerator, config: Config, parts: tuple[list, list], out:
     if accelerator.is_main_process:
         shown = {name: round(value, 4) for name, value in best.items()}
         command = f"train/classifier.py, epoch {best_epoch} of {config.epochs}, seed {config.seed}"
-        about = {"data": config.data, "terms": config.terms, "command": command}
-        about |= {"scans": {"train": len(train), "validation": len(val)}, "validation": shown}
+        scans = {"train": len(train), "validation": len(val)}
+        about = {"data": config.data, "terms": config.terms, "command": command, "scans": scans, "validation": shown}
         save_blackbox(kept, replace(card, about=about), out / "blackbox", half=config.half)
         console.print(f"epoch {best_epoch} on {len(val)} validation scans:", shown)
     return best
@@ -166,14 +166,13 @@ def main(config: Config) -> dict[str, float]:
         return fit(accelerator, config, (manifest.split("train"), manifest.split("val")), config.out)
     parts = manifest.folds(config.folds, config.seed)
     if config.fold != "all":
-        if not 0 <= config.fold < config.folds:
+        if config.fold not in range(config.folds):
             raise ConfigError(f"fold {config.fold}: expected 0 to {config.folds - 1}, all, or null.")
         return fit(accelerator, config, parts[config.fold], config.out)
     every = [fit(accelerator, config, part, config.out / f"fold-{i}") for i, part in enumerate(parts)]
     means, spread = ({name: of([one[name] for one in every]) for name in every[0]} for of in (fmean, stdev))
     if accelerator.is_main_process:
-        text = json.dumps({"mean": means, "std": spread, "folds": every}, indent=2)
-        (config.out / "folds.json").write_text(text + "\n", encoding="utf-8")
+        (config.out / "folds.json").write_text(json.dumps({"mean": means, "std": spread, "folds": every}, indent=2))
         Console().print({name: f"{mean:.3f} ± {spread[name]:.3f}" for name, mean in means.items()})
     return means
 
