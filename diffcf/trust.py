@@ -28,7 +28,7 @@ DIRECTIONS = 64  # principal directions of the codes that are kept; the rest sha
 NEIGHBOURS = 5
 MOST_APPEARANCES = 2000
 CODE_QUANTILE, APPEARANCE_QUANTILE, PSNR_QUANTILE = 0.995, 0.99, 0.01
-FEWEST_HELD_OUT = 20
+FEWEST_HELD_OUT, MOST_HELD_OUT = 20, 400  # scans; more would cost time and move the quantiles little
 # The gravest first, which is how failed checks are listed.
 ORDER = (
     "in_distribution", "validity", "reconstruction_decision", "reconstruction", "agent_agreement", "edit_size",
@@ -202,7 +202,8 @@ def fit_trust(
 
     generator: a `SliceWise` with the sampler and steps that explanations will use, which decide its PSNR. images:
     training scans "n s c h w" in [-1, 1]. held_out: scans "m s c h w" of other patients; the thresholds come from
-    them, so that what the generator has learned by heart makes them no tighter. about: kept with the result.
+    them, so that what the generator has learned by heart makes them no tighter; of more than 400, evenly spaced ones.
+    about: kept with the result.
 
     Errors: ConfigError for fewer than 20 held-out scans, whose quantiles would mean nothing.
     """
@@ -217,6 +218,7 @@ def fit_trust(
     every = max(1, math.ceil(len(seen) / MOST_APPEARANCES))
     empty = TrustStatistics(density, ((seen - centre) / spread)[::every], centre, spread, {}, about or {})
     values: dict[str, list[Tensor]] = {"code": [], "appearance": [], "psnr": []}
+    held_out = held_out[:: math.ceil(len(held_out) / MOST_HELD_OUT)]
     for part in held_out.split(batch):
         code = generator.encode(part.to(device))
         reconstruction = generator.decode(code).clamp(-1, 1)

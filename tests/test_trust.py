@@ -108,6 +108,10 @@ def test_statistics_are_those_of_the_held_out_scans(statistics: TrustStatistics)
     assert (statistics.code_distance(Copying(0).encode(strange).semantic) > statistics.code_limit).all()
 
 
+def test_of_many_held_out_scans_some_are_measured() -> None:
+    assert len(fit_trust(Copying(0.02), scans(30), scans(1000)).held_out["psnr"]) == 334
+
+
 def test_one_strange_slice_is_enough(statistics: TrustStatistics) -> None:
     scan = scans(1)
     scan[:, 1] = scans(1, level=0.7)[:, 1]
