@@ -249,8 +249,8 @@ def predict(agent: Agent, data: DistillationSet) -> Tensor:
 def edit_towards_margin(agent: Agent, semantic: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     """Shift codes along the agent's gradient until it prefers `target` by `margin` logits; same shape as `semantic`.
 
-    Eq. 2 of paper 004 on standardised codes. The margin is the target's logit minus the best other one's; the agent is
-    affine, so one step is exact as long as the same class stays the rival.
+    Eq. 2 of paper 004 along the pattern, as explanations are searched. The margin is the target's logit minus the
+    best other one's; the agent is affine, so one step is exact as long as the same class stays the rival.
     """
     with torch.enable_grad():
         point = semantic.detach().requires_grad_(True)
@@ -258,7 +258,7 @@ def edit_towards_margin(agent: Agent, semantic: Tensor, target: Tensor, margin: 
         wanted = F.one_hot(target, logits.shape[1]).bool()
         now = logits[wanted] - logits.masked_fill(wanted, -torch.inf).amax(1)
         (slope,) = torch.autograd.grad(now.sum(), point)
-    direction = agent.scale.square() * slope
+    direction = agent.covariance(slope)
     rate = reduce(slope * direction, "b ... -> b", "sum")
     step = torch.where(rate > 0, (margin - now.detach()) / rate, 0.0)  # a flat agent moves nothing
     return semantic.detach() + torch.einsum("b,b...->b...", step, direction)

@@ -43,16 +43,18 @@ class ExplainSettings:
     """How an explanation is searched and judged.
 
     shift: the solver, with the asked probability and the budget of decodings.
-    metric: which steps count as equally long. "spread": measured in the standard deviations of the agent's training
-        codes, channel by channel; "covariance": in all the codes' covariance, as the generator's trust statistics hold
-        it; "none": in the code's own unit, which makes the direction the plain gradient of paper 004, Eq. 2.
+    metric: which steps count as equally long, and so which direction is the steepest. "pattern": in the covariance of
+        the agent's training codes, all slices together, which turns the gradient into the pattern of what it reads
+        (`diffcf.classifiers.agent`); "spread": in their standard deviations, channel by channel; "none": in the code's
+        own unit, which makes the direction the plain gradient of paper 004, Eq. 2. The latter two follow what cancels
+        out over real codes, too: on phantoms they move the agent and not the black box.
     residual_carry: keep in the counterfactual what the decoder cannot reproduce (`Ray`).
     path_points: n of the path.
     thresholds: of the trust checks.
     """
 
     shift: Shift = field(default_factory=Shift)
-    metric: Literal["spread", "covariance", "none"] = "spread"
+    metric: Literal["pattern", "spread", "none"] = "pattern"
     residual_carry: bool = False
     path_points: int = 9
     thresholds: TrustThresholds = field(default_factory=TrustThresholds)
@@ -90,8 +92,6 @@ class Explainer:
         slices = blackbox.card.preparation.slices
         check_agent(agent.card, self.classes, slices, generator_hash, blackbox_hash)
         self.slices = slices
-        if self.settings.metric == "covariance" and trust is None:
-            raise ConfigError("the metric 'covariance' is read from trust statistics, but the generator has none.")
 
     @classmethod
     def load(
@@ -264,9 +264,7 @@ class Explainer:
     def _covariance(self) -> Covariance | None:
         if self.settings.metric == "none":
             return None
-        if self.settings.metric == "covariance" and self.trust is not None:
-            return self.trust.codes.covariance
-        return spread_covariance(self.agent.scale)
+        return self.agent.covariance if self.settings.metric == "pattern" else spread_covariance(self.agent.scale)
 
     def _target_indices(self, targets: Sequence[int | str] | None, count: int, device: torch.device) -> Tensor | None:
         if targets is None:

@@ -91,15 +91,6 @@ class CodeDensity:
         outside = (centred.square().sum(1) - along.square().sum(1)).clamp(min=0)
         return (((along.square() / self.variance).sum(1) + outside / self.rest) / codes.shape[1]).sqrt()
 
-    def covariance(self, gradient: Tensor) -> Tensor:
-        """Covariance times gradient, for `shift_direction`: "b s ..." whose "..." flattens to D -> the same shape."""
-        flat = gradient.flatten(2)
-        directions = self.directions.to(flat)
-        along = flat @ rearrange(directions, "r d -> d r")
-        rest = self.rest.to(flat)
-        moved = (along * (self.variance.to(flat) - rest)) @ directions + rest * flat
-        return moved.reshape(gradient.shape)
-
 
 @dataclass(frozen=True, eq=False)
 class TrustStatistics:

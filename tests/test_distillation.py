@@ -195,6 +195,7 @@ def test_an_edit_reaches_the_asked_margin() -> None:
     data = make_set(blackbox, 40)
     agent = Agent.for_blackbox(blackbox, (16,))
     agent.set_statistics(data.semantic)
+    agent.set_patterns(data.semantic)
     target = torch.randint(2, (40,))
     margin = torch.linspace(-5, 5, 40)
     with torch.no_grad():
@@ -217,6 +218,7 @@ def test_edits_are_labelled_by_the_black_box_on_their_decoded_image(carry: bool)
     code = Code(encode_semantic(image))
     agent = Agent.for_blackbox(blackbox, (16,))
     agent.set_statistics(code.semantic)
+    agent.set_patterns(code.semantic)
     spoiled = image + 0.1  # what the generator did not encode comes back only with residual carry
 
     def edits() -> DistillationSet:

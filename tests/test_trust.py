@@ -74,16 +74,6 @@ def test_directions_beyond_the_kept_ones_share_one_variance() -> None:
     assert float(ratio) == pytest.approx(5, rel=0.1)
 
 
-def test_covariance_times_gradient_is_the_dense_product() -> None:
-    density = CodeDensity.fit(correlated(400), directions=3)
-    basis = density.directions
-    dense = basis.T @ torch.diag(density.variance - density.rest) @ basis + density.rest * torch.eye(6)
-    gradient = torch.randn(4, 2, 6)
-    torch.testing.assert_close(density.covariance(gradient), gradient @ dense, rtol=1e-4, atol=1e-4)
-    spatial = rearrange(gradient, "b s (d h) -> b s d h 1", d=3)
-    torch.testing.assert_close(density.covariance(spatial).flatten(2), gradient @ dense, rtol=1e-4, atol=1e-4)
-
-
 def test_codes_that_never_vary_do_not_divide_by_zero() -> None:
     codes = torch.cat([torch.randn(50, 2), torch.ones(50, 3)], 1)
     assert torch.isfinite(CodeDensity.fit(codes).distance(codes)).all()

@@ -142,6 +142,7 @@ def main(config: Config) -> dict[str, float]:
     agent.set_statistics(train.semantic)
     penalty = distillation.fit_ridge(agent, train, val) if config.init == "ridge" else None
     epoch = fit(accelerator, agent, train, val, config)
+    agent.set_patterns(train.semantic.to(accelerator.device))
     if config.edits:
         for split, whole in images.items():
             coded = ((part, generator.encode(part.to(accelerator.device))) for part in whole.split(config.batch))
@@ -149,6 +150,7 @@ def main(config: Config) -> dict[str, float]:
             edited = distillation.augment_with_edits(agent, coded, generator.decode, teacher, **options)
             sets[split] = DistillationSet.join([sets[split], edited])
         epoch = fit(accelerator, agent, sets["train"], sets["val"], config)
+        agent.set_patterns(train.semantic.to(accelerator.device))
 
     figures = distillation.agreement(distillation.predict(agent, val), val.teacher.logits)
     if accelerator.is_main_process:

@@ -1,8 +1,12 @@
 """The agent: a two-layer linear student that reads a semantic code and decides as the black box does.
 
 Paper 004, section 2.2: one linear layer from the codes of all slices to the black box's penultimate features, then the
-black box's own classification layer, copied and frozen. The gradient of its logits is the direction in which
+black box's own classification layer, copied and frozen. The gradient of its logits tells in which direction
 counterfactuals are searched (Eq. 2).
+
+A linear reader's weights are not what it reads: they also cancel whatever else varies in the codes, and a step along
+them leaves the codes that images have. What varies *with* a logit over the training codes is its pattern, covariance
+times weights (Haufe et al. 2014, "On the interpretation of weight vectors of linear models", NeuroImage 87).
 """
 
 from __future__ import annotations
@@ -51,6 +55,7 @@ class Agent(ModelMixin, ConfigMixin):
 
     mean: Tensor
     std: Tensor
+    patterns: Tensor
 
     @register_to_config
     def __init__(
@@ -87,6 +92,7 @@ class Agent(ModelMixin, ConfigMixin):
             inputs *= side // pool
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
+        self.register_buffer("patterns", torch.zeros(classes, slices, *self.semantic_shape))
         self.linear = nn.Linear(
             inputs * slices if slice_mode == "channels" else inputs,
             features // slices if slice_mode == "concatenate" else features,
@@ -138,6 +144,36 @@ class Agent(ModelMixin, ConfigMixin):
         A steepest step in standardised codes moves the semantic code by `scale**2` times its gradient.
         """
         return self.std if len(self.semantic_shape) == 1 else rearrange(self.std, "d -> d 1 1")
+
+    @torch.no_grad()
+    def set_patterns(self, semantic: Tensor) -> None:
+        """Take each logit's pattern, Cov(code, logit), "k s d" or "k s d h w", from the training codes "n s ...".
+
+        It belongs to the weights: take it anew when they change.
+        """
+        semantic = self._checked(semantic)
+        logits = torch.cat([self(part) for part in semantic.split(1024)]).double()
+        logits -= logits.mean(0)
+        centre, total = semantic.double().mean(0), torch.zeros_like(self.patterns, dtype=torch.float64)
+        for part, weights in zip(semantic.split(1024), logits.split(1024), strict=True):
+            total += torch.einsum("n...,nk->k...", part.double() - centre, weights)
+        self.patterns.copy_(total / len(semantic))
+
+    def covariance(self, gradient: Tensor) -> Tensor:
+        """The training codes' covariance C times gradients "b s ...", of anything that is read from the logits.
+
+        Such a gradient is a mixture of the logits' own, sum_k c_k w_k, and C w_k is the pattern of logit k: C itself,
+        all slices together, is never built. Errors: ConfigError where the agent has no patterns.
+        """
+        if bool(gradient.any()) and not bool(self.patterns.any()):
+            raise ConfigError("this agent has no patterns of its training codes; set_patterns, or train it again.")
+        with torch.enable_grad():
+            start = torch.zeros_like(gradient[:1]).requires_grad_(True)
+            logits = self(start)[0]
+            rows = [torch.autograd.grad(logit, start, retain_graph=True)[0].flatten() for logit in logits]
+        weights = torch.stack(rows)  # "k D", the same everywhere: the agent is affine
+        mixture = gradient.flatten(1) @ torch.linalg.pinv(weights)
+        return torch.einsum("bk,k...->b...", mixture, self.patterns.to(gradient))
 
     def inputs(self, semantic: Tensor) -> Tensor:
         """What the linear layer reads: standardised, pooled and flattened codes, "b 1 p" (channels) or "b s p"."""

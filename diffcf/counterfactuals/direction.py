@@ -43,7 +43,8 @@ def shift_direction(
     standard deviation of the codes along that line. Without a covariance it is g / |g|: the gradient itself as the
     paper has it, and steps are in the code's own unit.
 
-    target: int "b". covariance: applies C to gradients "b ..."; `spread_covariance` for a diagonal one. A scorer that
+    target: int "b". covariance: applies C to gradients "b ..."; `Agent.covariance`, or `spread_covariance` for a
+    diagonal one. A scorer that
     does not depend on the code gives the zero direction.
     """
     with torch.enable_grad():

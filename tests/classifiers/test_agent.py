@@ -134,3 +134,39 @@ def test_refusals(tmp_path) -> None:
         Agent.for_blackbox(wrong, (5,))
     with pytest.raises(CheckpointError, match=r"card\.yaml"):
         load_agent(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 2, 2)])
+@pytest.mark.parametrize("mode", ["channels", "average", "concatenate"])
+def test_covariance_times_gradient_is_the_dense_product(shape: tuple[int, ...], mode: str) -> None:
+    agent = Agent.for_blackbox(teacher(2, mode), shape).double()
+    codes = torch.randn(3000, 2, *shape, dtype=torch.float64)
+    codes[:, 1] += 0.7 * codes[:, 0]  # slices of one patient go together
+    codes = codes + torch.randn(3000, 2, 1, dtype=torch.float64).reshape(3000, 2, *[1] * len(shape))
+    agent.set_statistics(codes)
+    agent.set_patterns(codes)
+    start = codes[:4].clone().requires_grad_(True)
+    logits = agent(start)
+    (gradient,) = torch.autograd.grad((logits[:, 1] - logits.logsumexp(1)).sum(), start)
+    flat = codes.flatten(1)
+    dense = (flat - flat.mean(0)).T @ (flat - flat.mean(0)) / len(flat)
+    torch.testing.assert_close(agent.covariance(gradient).flatten(1), gradient.flatten(1) @ dense)
+
+
+def test_the_pattern_is_what_goes_with_the_label_and_not_what_cancels_noise() -> None:
+    """Haufe et al. 2014: signal in one channel, the same noise in both; weights (1, -1), but pattern (1, 0)."""
+    signal, noise = torch.randn(2, 20000, 1, 1)
+    codes = torch.cat([signal + noise, noise], 2)
+    agent = Agent(1, (2,), 2, 2)
+    with torch.no_grad():
+        agent.linear.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, -1.0]]))
+        agent.head.weight.copy_(torch.eye(2))
+        agent.head.bias.zero_()
+    agent.set_patterns(codes)
+    pattern = agent.patterns[1, 0]
+    assert abs(float(pattern[1] / pattern[0])) < 0.05
+
+
+def test_without_patterns_there_is_no_covariance() -> None:
+    with pytest.raises(ConfigError, match="no patterns"):
+        Agent.for_blackbox(teacher(1), (3,)).covariance(torch.ones(1, 1, 3))
