@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, command_line, write_result
+from common import RESULTS, write_result
 from einops import repeat
 from jsonargparse import auto_cli
 from torch import Tensor
@@ -27,6 +27,7 @@ from diffcf.distillation import DistillationSet, agreement, cached_distillation_
 from diffcf.errors import ConfigError
 from diffcf.generators.generator import SliceWise, load_generator
 from diffcf.metrics.classification import bootstrap_interval
+from diffcf.training.command import command_line
 from diffcf.weights import content_hash
 
 
@@ -130,7 +131,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     write_result(
         f"agreement_{config.name}",
         "Agreement of the agent with its black box on held-out cases (paper 004, Table 1)",
-        command_line(),
+        command_line(__file__),
         table,
         config.seed,
         data=config.data,

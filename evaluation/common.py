@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
-import shlex
 import subprocess
-import sys
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +34,7 @@ def write_result(
 ) -> Path:
     """Print `rows` as a table and write `folder/NAME.json`; returns the file.
 
-    table: what the figures are, in a line. command: how to make them again (`command_line()`). rows: flat mappings of
+    table: what the figures are, in a line. command: how to make them again (`command_line`). rows: flat mappings of
     text, numbers and booleans; KEY_low and KEY_high are the interval of KEY. Numbers keep six digits, and what is not
     finite becomes null. data: which data, in words.
     """
@@ -93,25 +90,11 @@ def render_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def command_line(argv: Sequence[str] | None = None) -> str:
-    """The running script's command line as another checkout can repeat it.
-
-    Paths below the repository become relative, those below DIFFCF_DATA start with $DIFFCF_DATA, and other absolute
-    paths keep their last part only: a result tells nobody where somebody's files lie.
-    """
-    script, *arguments = sys.argv if argv is None else argv
-    words = ["python", _portable(str(Path(script).resolve()))]
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        words.append(f"{option}={_portable(value)}" if equals else _portable(argument))
-    return " ".join(word if "$DIFFCF_DATA" in word else shlex.quote(word) for word in words)
-
-
 def git_commit() -> str:
-    """The commit that produced a result, '-dirty' where the tree differs from it (other results aside)."""
+    """The commit that produced a result, '-dirty' where the tree differs from it (results and figures aside)."""
     try:
         commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--", ".", ":(exclude)docs/results")
+        changed = _git("status", "--porcelain", "--", ".", ":(exclude)docs/results", ":(exclude)docs/figures")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{commit}-dirty" if changed else commit
@@ -135,18 +118,6 @@ def device_in_words() -> dict[str, Any]:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=REPOSITORY, check=True, capture_output=True, text=True)
     return done.stdout.strip()
-
-
-def _portable(word: str) -> str:
-    path = Path(word)
-    if not path.is_absolute():
-        return word
-    if path.is_relative_to(REPOSITORY):
-        return str(path.relative_to(REPOSITORY))
-    data = os.environ.get("DIFFCF_DATA")
-    if data and path.is_relative_to(data):
-        return f"$DIFFCF_DATA/{path.relative_to(data)}"
-    return path.name
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, command_line, mean_row, write_result
+from common import RESULTS, mean_row, write_result
 from jsonargparse import auto_cli
 from rich.progress import track
 
@@ -29,6 +29,7 @@ from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.errors import ConfigError
 from diffcf.explain import Explainer, ExplainSettings
+from diffcf.training.command import command_line
 from diffcf.types import Explanation
 
 VISIBLE = 0.05  # of the window's width
@@ -167,7 +168,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     write_result(
         f"counterfactuals_{config.name}",
         "Counterfactuals of correctly classified held-out scans, judged by the black box (paper 004, section 2.4)",
-        command_line(),
+        command_line(__file__),
         table,
         config.seed,
         data=config.data,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, command_line, mean_row, write_result
+from common import RESULTS, mean_row, write_result
 from einops import rearrange
 from jsonargparse import auto_cli
 
@@ -26,6 +26,7 @@ from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.errors import ConfigError
 from diffcf.explain import Explainer, ExplainSettings
+from diffcf.training.command import command_line
 from diffcf.types import Explanation
 
 FALL = 0.01
@@ -157,7 +158,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     write_result(
         f"indeterminate_{config.name}",
         "Indeterminate held-out cases pushed to either class (paper 004, Fig. 2)",
-        command_line(),
+        command_line(__file__),
         table,
         config.seed,
         data=config.data,

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from common import RESULTS, command_line, mean_row, write_result
+from common import RESULTS, mean_row, write_result
 from einops import reduce
 from jsonargparse import auto_cli
 from torch import Tensor
@@ -33,6 +33,7 @@ from diffcf.generators.generator import DiffusionGenerator, SliceWise, load_gene
 from diffcf.generators.sampling import code_statistics
 from diffcf.metrics.images import psnr, ssim
 from diffcf.metrics.perceptual import Perceptual
+from diffcf.training.command import command_line
 from diffcf.types import Code
 
 
@@ -183,7 +184,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     write_result(
         f"reconstruction_{config.name}",
         "Reconstruction of held-out scans (paper 004, section 3.4)",
-        command_line(),
+        command_line(__file__),
         table,
         config.seed,
         data=config.data,

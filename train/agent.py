@@ -30,6 +30,7 @@ from diffcf.data.manifest import Manifest
 from diffcf.data.views import Views
 from diffcf.distillation import KL, L1, AgentLoss, Distillation, DistillationSet, Observation, evaluate_loss, observe
 from diffcf.generators.generator import SliceWise, load_generator
+from diffcf.training.command import command_line
 from diffcf.training.keyed import Order
 from diffcf.weights import content_hash
 
@@ -58,6 +59,7 @@ class Config:
         edit_steps: sampler steps for them, to encode and again to decode.
         residual_carry: label edits as explanations with residual carry show them.
         cache: where codes are kept; null keeps none.
+        data, terms: of what it was trained on, in words, for the card.
         seed: of initialisation, order and edits.
     """
 
@@ -78,6 +80,8 @@ class Config:
     edit_steps: int = 20
     residual_carry: bool = False
     cache: Path | None = Path("runs/cache")
+    data: str = ""
+    terms: str = ""
     seed: int = 0
 
 
@@ -155,6 +159,10 @@ def main(config: Config) -> dict[str, float]:
     figures = distillation.agreement(distillation.predict(agent, val), val.teacher.logits)
     if accelerator.is_main_process:
         about = {
+            "data": config.data,
+            "terms": config.terms,
+            "command": command_line(__file__, "accelerate launch"),
+            "seed": config.seed,
             "loss": type(config.loss).__name__,
             "start": config.init if penalty is None else f"ridge, penalty {penalty:g}",
             "best_epoch": epoch,

@@ -82,13 +82,19 @@ def model_card(part: str, folder: Path, config: Config) -> str:
     """README.md of one model."""
     card = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
     about = card.pop("about", {})
-    said = "".join(f"- **{key}**: {value}\n" for key, value in about.items() if value not in ("", None))
+    said = "".join(f"- **{key}**: {_in_words(value)}\n" for key, value in about.items() if value not in ("", None))
     shown = "".join(figures(config.results, config.results_folder))
     return (
         f"# {config.name}/{part}\n{WHAT[part]}\n\n## Made from\n{said or '- (nothing was noted)'}\n## Input\n```yaml\n"
         f"{yaml.safe_dump(card, sort_keys=False, allow_unicode=True)}```\nContent hash {content_hash(folder)}.\n\n"
         f"## Intended use and limits\n{USE}\n\n## Figures of the set\n{shown or 'None yet.'}"
     )
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_in_words(one)}" for key, one in value.items())
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def main(config: Config) -> Path:

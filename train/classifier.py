@@ -32,6 +32,7 @@ from diffcf.data.manifest import Manifest, ManifestRow
 from diffcf.errors import ConfigError
 from diffcf.metrics.classification import figures_of
 from diffcf.training.classification import Augmentation, class_weights
+from diffcf.training.command import command_line
 from diffcf.training.keyed import Order, generator
 from diffcf.training.run import Plan
 
@@ -53,11 +54,10 @@ class Config:
         balance: classes weigh the same in the loss, are drawn equally often, or neither.
         smoothing: of the labels; keeps logits from running away. augmentation: views that keep the label.
         epochs: passes over the training scans. patience: stop after so many without a better one; 0 never.
-        batch: scans a step, over all processes.
-        learning_rate: of AdamW, reached after `warmup` epochs, then falling to 0.
-        weight_decay: of AdamW. ema: decay of the averaged weights, which are validated and written; 0 averages none.
-        half: store the weights in half precision. data, terms: of what it was trained on, in words, for the card.
-        seed: of folds, initialisation, order and views.
+        batch: scans a step, over all processes. half: store the weights in half precision.
+        learning_rate, weight_decay: of AdamW; the rate is reached after `warmup` epochs, then falls to 0.
+        ema: decay of the averaged weights, which are validated and written; 0 averages none.
+        data, terms: of what it was trained on, for the card. seed: of folds, initialisation, order and views.
     """
 
     out: Path
@@ -151,9 +151,8 @@ def fit(accelerator: Accelerator, config: Config, parts: tuple[list, list], out:
         raise ConfigError("no epoch gave a finite figure; lower learning_rate.")
     if accelerator.is_main_process:
         shown = {name: round(value, 4) for name, value in best.items()}
-        command = f"train/classifier.py, epoch {best_epoch} of {config.epochs}, seed {config.seed}"
-        scans = {"train": len(train), "validation": len(val)}
-        about = {"data": config.data, "terms": config.terms, "command": command, "scans": scans, "validation": shown}
+        about = {"data": config.data, "terms": config.terms, "command": command_line(__file__, "accelerate launch")}
+        about |= {"seed": config.seed, "epoch": best_epoch, "train": len(train), "validation": {"n": len(val), **shown}}
         save_blackbox(kept, replace(card, about=about), out / "blackbox", half=config.half)
         console.print(f"epoch {best_epoch} on {len(val)} validation scans:", shown)
     return best

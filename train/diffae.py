@@ -28,6 +28,7 @@ from diffcf.data.views import KINDS, Views, view
 from diffcf.errors import ConfigError
 from diffcf.generators.diffae import DiffusionAutoencoder
 from diffcf.generators.generator import SliceWise, load_generator, save_generator
+from diffcf.training.command import command_line
 from diffcf.training.diffusion import DiffusionLoss, judge_reconstruction, picture_grid
 from diffcf.training.keyed import Order, noise_for, timesteps_for, turns_for
 from diffcf.training.run import Plan, Run, settings
@@ -109,7 +110,8 @@ def main(config: Config) -> dict[str, float]:
         model = DiffusionAutoencoder(image_size=config.preparation.size, **config.model)
     except TypeError as error:
         raise ConfigError(f"model {config.model}: {error}; expected arguments of DiffusionAutoencoder.") from error
-    about = {"data": config.data, "terms": config.terms, "command": f"train/diffae.py, {config.steps} steps"}
+    command = command_line(__file__, "accelerate launch")
+    about = {"data": config.data, "terms": config.terms, "command": command, "seed": config.seed}
     card = GeneratorCard(config.preparation, config.sampling, "trust.safetensors" if judged else None, about)
     model.to(device)  # pyright: ignore[reportArgumentType]
     averaged = copy.deepcopy(model)

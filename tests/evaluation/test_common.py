@@ -55,24 +55,6 @@ def test_rows_are_flat(common, tmp_path: Path) -> None:
         common.write_result("toy", "t", "c", [{"auc": [1, 2]}], 0, folder=tmp_path, console=Console(file=io.StringIO()))
 
 
-def test_the_command_line_names_no_place_on_this_machine(
-    common, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("DIFFCF_DATA", str(tmp_path / "data"))
-    argv = [
-        str(ROOT / "evaluation" / "toy.py"),
-        "--config",
-        str(ROOT / "configs" / "a.yaml"),
-        f"--manifest={tmp_path / 'data' / 'x.csv'}",
-        f"--cache={tmp_path / 'secret' / 'cache'}",
-        "--seed=1",
-        "a b",
-    ]
-    assert common.command_line(argv) == (
-        "python evaluation/toy.py --config configs/a.yaml --manifest=$DIFFCF_DATA/x.csv --cache=cache --seed=1 'a b'"
-    )
-
-
 def test_the_commit_says_when_the_tree_differs(common, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(common, "REPOSITORY", tmp_path)
     assert common.git_commit() == "unknown"

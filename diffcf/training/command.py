@@ -1,0 +1,42 @@
+"""The command line that made something, as a card or a result names it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def command_line(script: str | Path, launcher: str = "python", argv: Sequence[str] | None = None) -> str:
+    """The running command line as another checkout can repeat it.
+
+    script: the caller's `__file__`, one folder below the repository's root. launcher: what starts it. argv: `sys.argv`
+    where it is not given; a caller that was imported instead of run is named without arguments.
+
+    Paths below the repository become relative, those below DIFFCF_DATA start with $DIFFCF_DATA, and other absolute
+    paths keep their last part only: a card tells nobody where somebody's files lie.
+    """
+    own = Path(script).resolve()
+    root = own.parent.parent
+    ran, *arguments = sys.argv if argv is None else argv
+    if Path(ran).resolve() != own:
+        arguments = []
+    words = [_portable(str(own), root)]
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        words.append(f"{option}={_portable(value, root)}" if equals else _portable(argument, root))
+    return " ".join([launcher, *(word if "$DIFFCF_DATA" in word else shlex.quote(word) for word in words)])
+
+
+def _portable(word: str, root: Path) -> str:
+    path = Path(word)
+    if not path.is_absolute():
+        return word
+    if path.is_relative_to(root):
+        return str(path.relative_to(root))
+    data = os.environ.get("DIFFCF_DATA")
+    if data and path.is_relative_to(data):
+        return f"$DIFFCF_DATA/{path.relative_to(data)}"
+    return path.name
