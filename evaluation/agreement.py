@@ -120,7 +120,7 @@ def main(config: Config) -> list[dict[str, Any]]:
             "method": method,
             "data": config.name,
             "split": config.split,
-            "classifier": Path(config.classifier).name,
+            "classifier": blackbox.card.architecture,
             "n": len(test),
             "patients": len(set(patients)),
             "default": method == next(iter(config.agents)),

@@ -39,7 +39,8 @@ def write_result(
     finite becomes null. data: which data, in words.
     """
     plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
-    (console or Console()).print(render_table(table, plain))
+    console = console or Console()
+    console.print(render_table(table, plain, console.width))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     result = {
@@ -76,17 +77,25 @@ def mean_of(values: np.ndarray) -> float:
     return float(known.mean()) if len(known) else math.nan
 
 
-def render_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A rich table of flat rows; intervals stand behind their figure as [low, high]."""
+def render_table(title: str, rows: Sequence[Mapping[str, Any]], width: int = 80) -> Table:
+    """A rich table of flat rows. What is the same in all of several rows goes below it.
+
+    Intervals stand behind their figure as [low, high] where the table then fits into `width` columns.
+    """
     keys = list(dict.fromkeys(key for row in rows for key in row))
     bounds = {f"{key}_{end}" for key in keys for end in ("low", "high")}
-    shown = [key for key in keys if key not in bounds]
-    table = Table(title=title)
-    for key in shown:
-        figure = any(isinstance(row.get(key), (int, float)) for row in rows)
-        table.add_column(key, justify="right" if figure else "left", no_wrap=figure)
-    for row in rows:
-        table.add_row(*(_cell(row, key) for key in shown))
+    everywhere = {key: rows[0].get(key) for key in keys if len(rows) > 1 and len({row.get(key) for row in rows}) == 1}
+    same = {key: value for key, value in everywhere.items() if isinstance(value, (str, int)) and key != "method"}
+    shown = [key for key in keys if key not in bounds and key not in same and key != "default"]
+    for intervals in (True, False):
+        table = Table(title=title, caption=", ".join(f"{key} {value}" for key, value in same.items()) or None)
+        for key in shown:
+            figure = any(isinstance(row.get(key), (int, float)) for row in rows)
+            table.add_column(key, justify="right" if figure else "left", no_wrap=figure, min_width=min(len(key), 12))
+        for row in rows:
+            table.add_row(*(_cell(row, key, intervals) for key in shown))
+        if table.__rich_measure__(Console(width=10_000), Console(width=10_000).options).maximum <= width:
+            break
     return table
 
 
@@ -131,11 +140,13 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a result's row holds {type(value).__name__}; rows are flat: text, numbers, booleans or None")
 
 
-def _cell(row: Mapping[str, Any], key: str) -> str:
+def _cell(row: Mapping[str, Any], key: str, interval: bool) -> str:
     value = row.get(key)
     if value is None:
         return "-"
     if not isinstance(value, float):
         return str(value)
     low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return (
+        f"{value:.3f} [{low:.3f}, {high:.3f}]" if interval and low is not None and high is not None else f"{value:.3f}"
+    )

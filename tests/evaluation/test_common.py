@@ -50,6 +50,20 @@ def test_a_result_is_written_and_printed(common, tmp_path: Path) -> None:
     assert "auc_low" not in screen.getvalue()
 
 
+def test_a_table_fits_the_screen(common) -> None:
+    rows = [{"method": m, "data": "toys", "n": 5, "auc": 0.5, "auc_low": 0.25, "auc_high": 0.75} for m in ("a", "b")]
+
+    def shown(width: int) -> str:
+        screen = io.StringIO()
+        Console(file=screen, width=width).print(common.render_table("T", rows, width))
+        return screen.getvalue()
+
+    assert "0.500 [0.250, 0.750]" in shown(80)
+    assert "[" not in shown(24)
+    assert shown(80).count("toys") == 1  # below the table, not in every row
+    assert "data toys, n 5" in shown(80)
+
+
 def test_rows_are_flat(common, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="flat"):
         common.write_result("toy", "t", "c", [{"auc": [1, 2]}], 0, folder=tmp_path, console=Console(file=io.StringIO()))
