@@ -118,6 +118,21 @@ def test_indeterminate(trained) -> None:
     assert (trained[0] / "runs" / "tiny" / "figures" / "indeterminate_tiny.png").stat().st_size > 5000
 
 
+def test_what_is_out_of_distribution(trained) -> None:
+    other = trained[0] / "runs" / "tiny" / "other"
+    other.mkdir()
+    rng = np.random.default_rng(1)
+    for i in range(5):
+        volume = (-300 + 80 * rng.standard_normal((2, 16, 16))).astype(np.float32)
+        np.savez(other / f"{i}.npz", volume=volume, spacing=np.array([2.0, 1.0, 1.0]))
+    run("evaluation", "trust")
+    own, bone = result(trained[0], "trust")["rows"]
+    assert (own["method"], own["n"], own["default"]) == ("own, test split", 20, True)
+    assert own["flagged"] <= 0.3
+    assert (bone["method"], bone["n"], bone["flagged"]) == ("bone", 5, 1)
+    assert bone["appearance_distance"] > 1
+
+
 def test_trust_statistics_of_a_finished_generator(trained) -> None:
     module = load("train", "trust")
     made = module.main(
