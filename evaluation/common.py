@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from diffcf.metrics.classification import bootstrap_interval
@@ -40,7 +41,10 @@ def write_result(
     """
     plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
     console = console or Console()
-    console.print(render_table(table, plain, console.width))
+    shown = render_table(table, plain, console.width)
+    # No figure is ever cut: on a narrower screen the lines wrap.
+    wide = Console(file=console.file, width=max(console.width, _width(shown)), force_terminal=console.is_terminal)
+    wide.print(shown)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     result = {
@@ -91,12 +95,17 @@ def render_table(title: str, rows: Sequence[Mapping[str, Any]], width: int = 80)
         table = Table(title=title, caption=", ".join(f"{key} {value}" for key, value in same.items()) or None)
         for key in shown:
             figure = any(isinstance(row.get(key), (int, float)) for row in rows)
-            table.add_column(key, justify="right" if figure else "left", no_wrap=figure, min_width=min(len(key), 12))
+            table.add_column(key, justify="right" if figure else "left", no_wrap=True)
         for row in rows:
             table.add_row(*(_cell(row, key, intervals) for key in shown))
-        if table.__rich_measure__(Console(width=10_000), Console(width=10_000).options).maximum <= width:
+        if _width(table) <= width:
             break
     return table
+
+
+def _width(table: Table) -> int:
+    wide = Console(width=10_000)
+    return Measurement.get(wide, wide.options, table).maximum
 
 
 def git_commit() -> str:
