@@ -44,8 +44,7 @@ def shift_direction(
     paper has it, and steps are in the code's own unit.
 
     target: int "b". covariance: applies C to gradients "b ..."; `Agent.covariance`, or `spread_covariance` for a
-    diagonal one. A scorer that
-    does not depend on the code gives the zero direction.
+    diagonal one. A scorer that does not depend on the code gives the zero direction.
     """
     with torch.enable_grad():
         semantic = code.semantic.detach().requires_grad_(True)
