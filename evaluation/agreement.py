@@ -27,7 +27,6 @@ from diffcf.distillation import DistillationSet, agreement, cached_distillation_
 from diffcf.errors import ConfigError
 from diffcf.generators.generator import SliceWise, load_generator
 from diffcf.metrics.classification import bootstrap_interval
-from diffcf.training.command import command_line
 from diffcf.weights import content_hash
 
 
@@ -128,15 +127,8 @@ def main(config: Config) -> list[dict[str, Any]]:
         }
         for method, student in logits.items()
     ]
-    write_result(
-        f"agreement_{config.name}",
-        "Agreement of the agent with its black box on held-out cases (paper 004, Table 1)",
-        command_line(__file__),
-        table,
-        config.seed,
-        data=config.data,
-        folder=config.out,
-    )
+    title = "Agreement of the agent with its black box on held-out cases (paper 004, Table 1)"
+    write_result(__file__, config, title, table)
     return table
 
 

@@ -8,7 +8,7 @@ import platform
 import subprocess
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,27 +17,44 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from diffcf.metrics.classification import bootstrap_interval
+from diffcf.training.command import command_line
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "docs" / "results"
 
 
-def write_result(
-    name: str,
-    table: str,
-    command: str,
-    rows: Sequence[Mapping[str, Any]],
-    seed: int,
-    *,
-    data: str = "",
-    folder: Path = RESULTS,
-    console: Console | None = None,
-) -> Path:
-    """Print `rows` as a table and write `folder/NAME.json`; returns the file.
+class Evaluation(Protocol):
+    """What every script's Config says of its result."""
 
-    table: what the figures are, in a line. command: how to make them again (`command_line`). rows: flat mappings of
-    text, numbers and booleans; KEY_low and KEY_high are the interval of KEY. Numbers keep six digits, and what is not
-    finite becomes null. data: which data, in words.
+    @property
+    def name(self) -> str:
+        """The result is SCRIPT_NAME.json."""
+        ...
+
+    @property
+    def data(self) -> str:
+        """Which data, in words."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of whatever was drawn."""
+        ...
+
+    @property
+    def out(self) -> Path:
+        """Folder of the result."""
+        ...
+
+
+def write_result(
+    script: str, config: Evaluation, table: str, rows: Sequence[Mapping[str, Any]], console: Console | None = None
+) -> Path:
+    """Print `rows` as a table and write OUT/SCRIPT_NAME.json; returns the file.
+
+    script: the caller's `__file__`. table: what the figures are, in a line. rows: flat mappings of text, numbers and
+    booleans; KEY_low and KEY_high are the interval of KEY. Numbers keep six digits, and what is not finite becomes
+    null.
     """
     plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
     console = console or Console()
@@ -45,15 +62,15 @@ def write_result(
     # No figure is ever cut: on a narrower screen the lines wrap.
     wide = Console(file=console.file, width=max(console.width, _width(shown)), force_terminal=console.is_terminal)
     wide.print(shown)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
+    config.out.mkdir(parents=True, exist_ok=True)
+    path = config.out / f"{Path(script).stem}_{config.name}.json"
     result = {
         "table": table,
-        "command": command,
+        "command": command_line(script),
         "commit": git_commit(),
         "device": device_in_words(),
-        "seed": seed,
-        "data": data,
+        "seed": config.seed,
+        "data": config.data,
         "rows": plain,
     }
     path.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -29,7 +29,6 @@ from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.errors import ConfigError
 from diffcf.explain import Explainer, ExplainSettings
-from diffcf.training.command import command_line
 from diffcf.types import Explanation
 
 VISIBLE = 0.05  # of the window's width
@@ -165,15 +164,8 @@ def main(config: Config) -> list[dict[str, Any]]:
                 "default": place == 0 and carry == config.settings.residual_carry,
             }
             table += rows_of(judge(explainer, scans, config), named, config)
-    write_result(
-        f"counterfactuals_{config.name}",
-        "Counterfactuals of correctly classified held-out scans, judged by the black box (paper 004, section 2.4)",
-        command_line(__file__),
-        table,
-        config.seed,
-        data=config.data,
-        folder=config.out,
-    )
+    title = "Counterfactuals of correctly classified held-out scans, judged by the black box (paper 004, section 2.4)"
+    write_result(__file__, config, title, table)
     return table
 
 

@@ -26,7 +26,6 @@ from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.errors import ConfigError
 from diffcf.explain import Explainer, ExplainSettings
-from diffcf.training.command import command_line
 from diffcf.types import Explanation
 
 FALL = 0.01
@@ -155,15 +154,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         table.append(row)
     if config.pictures:
         draw(pairs[: config.pictures], explainer.classes, config.figures / f"indeterminate_{config.name}.png")
-    write_result(
-        f"indeterminate_{config.name}",
-        "Indeterminate held-out cases pushed to either class (paper 004, Fig. 2)",
-        command_line(__file__),
-        table,
-        config.seed,
-        data=config.data,
-        folder=config.out,
-    )
+    write_result(__file__, config, "Indeterminate held-out cases pushed to either class (paper 004, Fig. 2)", table)
     return table
 
 

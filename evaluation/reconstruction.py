@@ -33,7 +33,6 @@ from diffcf.generators.generator import DiffusionGenerator, SliceWise, load_gene
 from diffcf.generators.sampling import code_statistics
 from diffcf.metrics.images import psnr, ssim
 from diffcf.metrics.perceptual import Perceptual
-from diffcf.training.command import command_line
 from diffcf.types import Code
 
 
@@ -181,15 +180,7 @@ def main(config: Config) -> list[dict[str, Any]]:
             **statistics,
         }
         table.append(row if perceptual is not None else row | {"lpips": "not computed"})
-    write_result(
-        f"reconstruction_{config.name}",
-        "Reconstruction of held-out scans (paper 004, section 3.4)",
-        command_line(__file__),
-        table,
-        config.seed,
-        data=config.data,
-        folder=config.out,
-    )
+    write_result(__file__, config, "Reconstruction of held-out scans (paper 004, section 3.4)", table)
     return table
 
 

@@ -23,7 +23,6 @@ from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest, ManifestRow
 from diffcf.errors import ConfigError
 from diffcf.generators.generator import SliceWise, load_generator
-from diffcf.training.command import command_line
 from diffcf.trust import TrustStatistics
 from diffcf.weights import resolve
 
@@ -99,15 +98,8 @@ def main(config: Config) -> list[dict[str, Any]]:
         named |= {"patients": len(set(scans.patients)), "default": kind.startswith("own")}
         figures = {key: value.numpy() for key, value in values.items()}
         table.append(named | mean_row(figures, scans.patients, resamples=config.resamples, seed=config.seed))
-    write_result(
-        f"trust_{config.name}",
-        "Scans that the check in_distribution flags, of the generator's own kind and of others",
-        command_line(__file__),
-        table,
-        config.seed,
-        data=config.data,
-        folder=config.out,
-    )
+    title = "Scans that the check in_distribution flags, of the generator's own kind and of others"
+    write_result(__file__, config, title, table)
     return table
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,13 +29,14 @@ def test_a_result_is_written_and_printed(common, tmp_path: Path) -> None:
         {"method": "control", "n": 12, "auc": float("nan"), "kl": torch.tensor(0.25)},
     ]
     screen = io.StringIO()
-    path = common.write_result(
-        "toy", "A table", "python x.py", rows, 7, data="toys", folder=tmp_path, console=Console(file=screen, width=120)
-    )
+    config = SimpleNamespace(name="toy", data="toys", seed=7, out=tmp_path)
+    script = str(ROOT / "evaluation" / "agreement.py")
+    path = common.write_result(script, config, "A table", rows, Console(file=screen, width=120))
     result = json.loads(path.read_text())
-    assert path == tmp_path / "toy.json"
+    assert path == tmp_path / "agreement_toy.json"
     assert list(result) == ["table", "command", "commit", "device", "seed", "data", "rows"]
-    assert (result["table"], result["command"], result["seed"], result["data"]) == ("A table", "python x.py", 7, "toys")
+    assert (result["table"], result["seed"], result["data"]) == ("A table", 7, "toys")
+    assert result["command"] == "python evaluation/agreement.py"
     assert result["rows"][0] == {
         "method": "L1",
         "n": 12,
@@ -65,8 +67,9 @@ def test_a_table_fits_the_screen(common) -> None:
 
 
 def test_rows_are_flat(common, tmp_path: Path) -> None:
+    config = SimpleNamespace(name="toy", data="toys", seed=7, out=tmp_path)
     with pytest.raises(TypeError, match="flat"):
-        common.write_result("toy", "t", "c", [{"auc": [1, 2]}], 0, folder=tmp_path, console=Console(file=io.StringIO()))
+        common.write_result("toy.py", config, "t", [{"auc": [1, 2]}], Console(file=io.StringIO()))
 
 
 def test_the_commit_says_when_the_tree_differs(common, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
