@@ -21,8 +21,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from diffcf.cards import AgentCard, read_card, write_card
+from diffcf.cards import CARD_NAME, AgentCard, read_card, write_card
 from diffcf.errors import CheckpointError, ConfigError
+from diffcf.folders import whole_folder
 from diffcf.weights import resolve
 
 SliceMode = Literal["channels", "average", "concatenate"]
@@ -211,9 +212,13 @@ class Agent(ModelMixin, ConfigMixin):
 
 
 def save_agent(agent: Agent, card: AgentCard, folder: Path) -> None:
-    """Write config.json, safetensors weights and card.yaml to `folder`."""
-    agent.save_pretrained(folder, safe_serialization=True)
-    write_card(card, folder)
+    """Write config.json, safetensors weights and card.yaml to `folder`; an earlier agent there is replaced.
+
+    Errors: ConfigError for a folder of something else.
+    """
+    with whole_folder(folder, CARD_NAME, overwrite=True) as whole:
+        agent.save_pretrained(whole, safe_serialization=True)
+        write_card(card, whole)
     agent.card = card
 
 

@@ -5,8 +5,6 @@ Formats: `timm`, a state dict of a timm architecture, and `export`, a program of
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +28,7 @@ from diffcf.classifiers.network import (
     probe,
 )
 from diffcf.errors import CheckpointError, ConfigError
+from diffcf.folders import whole_folder
 from diffcf.weights import content_hash, read_tensors, resolve
 
 
@@ -138,21 +137,9 @@ def save_blackbox(
     bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise ConfigError(f"{bad[0]} holds NaN, infinity or what half precision cannot hold; nothing is written.")
-    folder = Path(os.path.abspath(folder))
-    if folder.exists() and not (folder / CARD_NAME).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and holds no black box; give a folder that is new or empty.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    temporary.mkdir()
-    try:
-        save_file(tensors, temporary / card.weights, metadata={"format": "pt"})
-        write_card(card, temporary)
-        if folder.is_dir():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(folder, CARD_NAME, overwrite=True) as whole:
+        save_file(tensors, whole / card.weights, metadata={"format": "pt"})
+        write_card(card, whole)
 
 
 def inspect_blackbox(source: str | Path, card: str | Path | None = None) -> list[tuple[str, str]]:

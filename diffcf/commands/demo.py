@@ -17,7 +17,7 @@ def demo(options: DemoOptions) -> int:
     Returns the exit code of the explanation. Errors: ConfigError where either folder holds something else.
     """
     from diffcf.data.phantom import fibrosis_scene
-    from diffcf.report.folder import check_free, whole_folder
+    from diffcf.folders import check_free, whole_folder
     from diffcf.scans.write_dicom import write_dicom_series
 
     out = Path(options.out)

@@ -31,7 +31,7 @@ def explain(options: ExplainOptions) -> int:
     The cheap questions come first: is the results folder free, are the models there, can the scan be read. Errors:
     ConfigError, ScanError, CheckpointError; then nothing is written.
     """
-    from diffcf.report.folder import whole_folder
+    from diffcf.folders import whole_folder
 
     if options.probability is not None and not 0 < options.probability < 1:
         raise ConfigError(f"--probability {options.probability}: expected a number between 0 and 1.")

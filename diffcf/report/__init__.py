@@ -4,7 +4,6 @@ from pathlib import Path
 
 from diffcf.report.case import Case, Verdict
 from diffcf.report.document import document, write_document
-from diffcf.report.folder import check_free, whole_folder
 from diffcf.report.panel import draw_panel, write_panel
 from diffcf.report.path import write_animation, write_strip
 from diffcf.report.volumes import counterfactual_volume, difference_volume, write_volumes
@@ -12,12 +11,10 @@ from diffcf.report.volumes import counterfactual_volume, difference_volume, writ
 __all__ = [
     "Case",
     "Verdict",
-    "check_free",
     "counterfactual_volume",
     "difference_volume",
     "document",
     "draw_panel",
-    "whole_folder",
     "write_animation",
     "write_document",
     "write_panel",

@@ -270,7 +270,7 @@ def test_a_folder_is_replaced_whole_and_only_where_it_held_a_black_box(tmp_path:
     assert sorted(path.name for path in (tmp_path / "box").iterdir()) == ["card.yaml", "model.safetensors"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(ConfigError, match="no black box"):
+    with pytest.raises(ConfigError, match="no earlier result"):
         save_blackbox(built, built.card, tmp_path / "mine")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["box", "mine"]
 

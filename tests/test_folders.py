@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diffcf.errors import ConfigError
-from diffcf.report import whole_folder
+from diffcf.folders import whole_folder
 
 MARKER = "explanation.json"
 
