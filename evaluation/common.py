@@ -103,21 +103,26 @@ def render_table(title: str, rows: Sequence[Mapping[str, Any]], width: int = 80)
 
     Intervals stand behind their figure as [low, high] where the table then fits into `width` columns.
     """
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    bounds = {f"{key}_{end}" for key in keys for end in ("low", "high")}
-    everywhere = {key: rows[0].get(key) for key in keys if len(rows) > 1 and len({row.get(key) for row in rows}) == 1}
-    same = {key: value for key, value in everywhere.items() if isinstance(value, (str, int)) and key != "method"}
-    shown = [key for key in keys if key not in bounds and key not in same and key != "default"]
+    same, shown = columns_of(rows)
     for intervals in (True, False):
         table = Table(title=title, caption=", ".join(f"{key} {value}" for key, value in same.items()) or None)
         for key in shown:
             figure = any(isinstance(row.get(key), (int, float)) for row in rows)
             table.add_column(key, justify="right" if figure else "left", no_wrap=True)
         for row in rows:
-            table.add_row(*(_cell(row, key, intervals) for key in shown))
+            table.add_row(*(cell(row, key, intervals) for key in shown))
         if _width(table) <= width:
             break
     return table
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """What is the same in all of several rows, and the keys of a table's columns."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    bounds = {f"{key}_{end}" for key in keys for end in ("low", "high")}
+    everywhere = {key: rows[0].get(key) for key in keys if len(rows) > 1 and len({row.get(key) for row in rows}) == 1}
+    same = {key: value for key, value in everywhere.items() if isinstance(value, (str, int)) and key != "method"}
+    return same, [key for key in keys if key not in bounds and key not in same and key != "default"]
 
 
 def _width(table: Table) -> int:
@@ -166,7 +171,8 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a result's row holds {type(value).__name__}; rows are flat: text, numbers, booleans or None")
 
 
-def _cell(row: Mapping[str, Any], key: str, interval: bool) -> str:
+def cell(row: Mapping[str, Any], key: str, interval: bool = True) -> str:
+    """A figure as text, its interval behind it where it has one and `interval` asks for it."""
     value = row.get(key)
     if value is None:
         return "-"

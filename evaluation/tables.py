@@ -1,0 +1,74 @@
+"""Write docs/results/README.md: every result as a table, from the JSON files beside it.
+
+    python evaluation/tables.py
+
+Nothing in it is written by hand, and the tests fail where it is not what the files say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, cell, columns_of
+from jsonargparse import auto_cli
+
+INTRODUCTION = """# Results
+Written by `python evaluation/tables.py` from the JSON files in this folder, which the scripts in `evaluation/` write.
+Means with 95% bootstrap intervals over patients, on patients that no model has seen and nothing was chosen by. What the
+columns mean stands at the top of each script.
+"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where.
+
+    Args:
+        folder: of the JSON files; README.md is written there.
+    """
+
+    folder: Path = RESULTS
+
+
+def markdown(written: dict[str, Any]) -> Iterator[str]:
+    """The lines of one result."""
+    rows, device = written["rows"], written["device"]
+    same, columns = columns_of(rows)
+    made = f"Seed {written['seed']}, commit {written['commit'][:12]}, on {device['gpu'] or device['cpu']}."
+    yield f"{written['data']}." if written["data"] else ""
+    yield f"`{written['command']}`  "
+    yield " ".join([made, *(f"{key}: {value}." for key, value in same.items() if key != "data")])
+    yield ""
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{'---|' * len(columns)}"
+    for row in rows:
+        yield f"| {' | '.join(cell(row, key) for key in columns)} |"
+
+
+def page(folder: Path) -> str:
+    """The whole page: a section for each script, a subsection for each of its results."""
+    lines = [INTRODUCTION]
+    files = sorted(folder.glob("*_*.json"))
+    for script, of_script in groupby(files, key=lambda file: file.stem.partition("_")[0]):
+        for place, file in enumerate(of_script):
+            written = json.loads(file.read_text(encoding="utf-8"))
+            if not place:
+                lines += [f"## {script.capitalize()}", f"{written['table']}.", ""]
+            lines += [f"### {file.stem.partition('_')[2].replace('_', ' ')}", *markdown(written), ""]
+    return "\n".join(lines)
+
+
+def main(config: Config) -> Path:
+    """Write the page; returns its path."""
+    path = config.folder / "README.md"
+    path.write_text(page(config.folder), encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    main(auto_cli(Config, as_positional=False))
