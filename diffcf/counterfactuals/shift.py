@@ -1,4 +1,4 @@
-"""Counterfactuals as paper 004 searches them: a shift of the code along the agent's gradient, judged by the black box.
+"""Counterfactuals as paper 004 searches them: a shift of the code along the agent's direction, judged by the black box.
 
 Every point is decoded and scored by the black box itself; the agent only says where to go.
 """

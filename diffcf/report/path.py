@@ -121,7 +121,7 @@ def _draw(case: Case) -> Figure:
     axes.tick_params(labelsize=7.5, length=2)
     name = case.classes[case.target]
     axes.set_ylabel(f"P({name})" if len(name) <= 12 else "P(target)", fontsize=8)
-    axes.set_xlabel("step along the agent's gradient; dots: the pictures above", fontsize=7.5, color=GREY)
+    axes.set_xlabel("step along the agent's direction; dots: the pictures above", fontsize=7.5, color=GREY)
     axes.legend(frameon=False, fontsize=7, loc="best")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
