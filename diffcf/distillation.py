@@ -247,7 +247,7 @@ def predict(agent: Agent, data: DistillationSet) -> Tensor:
 
 
 def edit_towards_margin(agent: Agent, semantic: Tensor, target: Tensor, margin: Tensor) -> Tensor:
-    """Shift codes along the pattern of the agent's gradient until it prefers `target` by `margin` logits; same shape as `semantic`.
+    """Shift codes along the agent's pattern until it prefers `target` by `margin` logits; same shape as `semantic`.
 
     Eq. 2 of paper 004 along the pattern, as explanations are searched. The margin is the target's logit minus the
     best other one's; the agent is affine, so one step is exact as long as the same class stays the rival.
