@@ -20,6 +20,8 @@ from diffcf.types import Code, Scorer, Solution
 
 AGENT_EVALUATIONS = 40  # of the agent's own search for its first step, which decodes nothing
 SMALLEST_FIRST = 0.05  # where the agent already says the target
+LONGEST_BACK = 4.0  # spreads of the codes: further out there is nothing that the generator has seen
+MOST_BACK = 6  # points asked about on the way back, which is shown and not an answer
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,9 @@ def path(found: Counterfactuals, solver: Shift, points: int = 9) -> Points:
 
     It ends at the counterfactual and holds the start. It begins where the black box gives the opposite class - its
     prediction, or the runner-up where the target is the prediction - the same asked probability: for a case that it
-    has decided that is the start, for an indeterminate one a point against the gradient (Eq. 2, second line). Where
-    the search never left the start, the path runs to one spread of the codes, to show what lies there.
+    has decided that is the start, for an indeterminate one a point against the gradient (Eq. 2, second line), if there
+    is one within `LONGEST_BACK`. Where the search never left the start, the path runs to one spread of the codes, to
+    show what lies there.
 
     Errors: ConfigError for fewer than 3 points.
     """
@@ -160,10 +163,14 @@ def path(found: Counterfactuals, solver: Shift, points: int = 9) -> Points:
         raise ConfigError(f"a path of {points} points: expected at least 3, two ends and the start.")
     ray = found.ray
     decided = ray.start.probability.scatter(1, rearrange(found.target, "b -> b 1"), -1.0)
-    opposite, _ = walk(ray, decided.argmax(1), solver.search, sign=-1)
+    search = replace(solver.search, longest=LONGEST_BACK, evaluations=min(MOST_BACK, solver.search.evaluations))
+    opposite, behind = walk(ray, decided.argmax(1), search, sign=-1)
     moved = rearrange(found.end.step > 0, "b -> b 1")
     samples = range(len(found.target))
-    grids = [_grid(float(opposite.step[i]), float(found.end.step[i]) or 1.0, points) for i in samples]
+    grids = [
+        _grid(float(opposite.step[i]) if behind.reached[i] else 0.0, float(found.end.step[i]) or 1.0, points)
+        for i in samples
+    ]
     steps = torch.tensor(grids, dtype=ray.start.step.dtype, device=ray.start.step.device)  # "b n"
     known = [
         (steps == 0, found.start),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from diffcf.errors import ConfigError
@@ -31,7 +32,7 @@ class StepSearch:
     evaluations: int = 14
     tolerance: float = 0.02
     resolution: float = 0.02
-    longest: float = 32.0
+    longest: float = 16.0
 
     def __post_init__(self) -> None:
         if not 0 < self.probability < 1:
@@ -65,8 +66,10 @@ def find_step(probability_at: ProbabilityAt, start: Tensor, first: Tensor, setti
     """Find, for every sample, the smallest step at which `probability_at` reaches the asked probability.
 
     The step is doubled from `first` until the probability is reached, then the bracket is halved. For a probability
-    that rises with the step this is the crossing; otherwise it is one of the crossings in the first bracket found. A
-    sample that has it at the start stays there. Samples are independent: each is evaluated until its own search ends.
+    that rises with the step this is the crossing; otherwise it is one of the crossings in the first bracket found.
+    Where no doubled step reaches it, what is left of the budget goes into the gaps beside the best one: a score that
+    rises and falls again may peak there. A sample that has it at the start stays there. Samples are independent: each
+    is evaluated until its own search ends.
 
     probability_at: (indices "m", steps "m") -> probabilities "m" of those samples. start: "b", at step 0. first: "b".
     """
@@ -80,6 +83,7 @@ def find_step(probability_at: ProbabilityAt, start: Tensor, first: Tensor, setti
     converged = reached.clone()
     done = reached.clone()
     trial = first.clamp(max=settings.longest)
+    missed = rearrange(zero, "b -> b 1")  # every step at which the probability was asked and missed
     for turn in range(settings.evaluations):
         index = (~done).nonzero().squeeze(1)
         if not len(index):
@@ -92,14 +96,21 @@ def find_step(probability_at: ProbabilityAt, start: Tensor, first: Tensor, setti
         kept = index[better]
         step, best, which = step.clone(), best.clone(), which.clone()
         step[kept], best[kept], which[kept] = tried[better], found[better], turn
-        low, high = low.clone(), high.clone()
-        low[index[~hit]], high[index[hit]] = tried[~hit], tried[hit]
+        high = high.clone()
+        high[index[hit]] = tried[hit]
+        turned = torch.full_like(start, torch.inf)
+        turned[index[~hit]] = tried[~hit]
+        missed = torch.cat([missed, rearrange(turned, "b -> b 1")], 1)
+        low = torch.where(missed < rearrange(high, "b -> b 1"), missed, 0.0).amax(1)
         evaluations[index] += 1
         reached[index] |= hit
         near = (best - asked <= settings.tolerance) | (high - low <= settings.resolution * high)
         converged = converged | (reached & near)
-        done = converged | (~reached & (low >= settings.longest))
-        trial = torch.where(reached, (low + high) / 2, (2 * low).clamp(max=settings.longest))
+        exhausted = ~reached & (low >= settings.longest)
+        gap, between = _widest_gap(missed, step)
+        done = converged | (exhausted & (gap <= settings.resolution * settings.longest))
+        onwards = torch.where(exhausted, between, (2 * low).clamp(max=settings.longest))
+        trial = torch.where(reached, (low + high) / 2, onwards)
     return StepFound(
         step=step,
         probability=best,
@@ -109,3 +120,13 @@ def find_step(probability_at: ProbabilityAt, start: Tensor, first: Tensor, setti
         evaluations=evaluations,
         bracket=torch.where(start >= asked, zero, high - low),
     )
+
+
+def _widest_gap(tried: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+    """The wider of the two gaps between a step "b" and its neighbours among the steps tried "b n", and its middle."""
+    here = rearrange(best, "b -> b 1")
+    below = torch.where(tried < here, tried, -torch.inf).amax(1)
+    above = torch.where(tried > here, tried, torch.inf).amin(1)
+    left = torch.where(below.isfinite(), best - below, 0.0)
+    right = torch.where(above.isfinite(), above - best, 0.0)
+    return torch.maximum(left, right), torch.where(left >= right, best - left / 2, best + right / 2)
