@@ -120,9 +120,17 @@ def parse_card(kind: type[Card], data: Mapping[str, Any], source: str) -> Card:
     try:
         return parser.instantiate(parser.parse_object({"card": dict(data)}))["card"]
     except Exception as error:  # jsonargparse raises several kinds
+        likely = [other for other in (ClassifierCard, GeneratorCard, AgentCard) if _fits(other, data)]
+        mistaken = likely and kind not in likely
+        hint = f"It looks like a {likely[0].__name__}: another model's folder? " if mistaken else ""
+        hint += "Put yes, no, on and off in quotes: they are not text in YAML. " if "Got value: " in str(error) else ""
         raise CheckpointError(
-            f"{source} is not a valid {kind.__name__}: {error}. See EXTENDING.md, 'Cards'."
+            f"{source} is not a valid {kind.__name__}: {error}. {hint}See EXTENDING.md, 'Cards'."
         ) from error
+
+
+def _fits(kind: type, data: Mapping[str, Any]) -> bool:
+    return set(data) <= {field.name for field in dataclasses.fields(kind)}
 
 
 def read_card(kind: type[Card], path: Path) -> Card:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import signal
 import sys
+import threading
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,15 +23,15 @@ from diffcf.options import CheckOptions, DemoOptions, ExplainOptions, InspectOpt
 
 EXIT_CODES = """\
 exit codes:
-   0  done; for an explanation: all trust checks passed
-   1  unexpected failure (--debug shows where)
-   2  usage or configuration: an argument, or models that do not fit each other
-   3  the scan was refused; the message names the file and the tag or field
-   4  weights or a card are missing, unreadable or do not belong together
-   5  a search did not converge
-  10  explanation written, but a trust check failed
-  11  explanation written, but the scan is out of distribution for the generator
-  12  explanation written, but the black box never gave the asked score (not reachable)
+    0  done; for an explanation: all trust checks passed
+    1  unexpected failure (--debug shows where)
+    2  usage or configuration: an argument, or models that do not fit each other
+    3  the scan was refused; the message names the file and the tag or field
+    4  weights or a card are missing, unreadable or do not belong together
+   10  explanation written, but a trust check failed
+   11  explanation written, but the scan is out of distribution for the generator
+   12  explanation written, but the search did not reach the asked score (not reachable)
+  130  interrupted; nothing is left behind
 Of 10, 11 and 12 the first that holds of 11, 12, 10 is given."""
 
 
@@ -126,11 +128,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = COMMANDS[parsed.command]
     values = parsed[parsed.command]
     options = command.options(**{field.name: values[field.name] for field in dataclasses.fields(command.options)})
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end: clean up as after Ctrl-C
     try:
         return command.run(options)
     except DiffcfError as error:
         print(f"diffcf {parsed.command}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(f"diffcf {parsed.command}: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `diffcf check ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

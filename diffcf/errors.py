@@ -30,13 +30,7 @@ class CheckpointError(DiffcfError):
     exit_code = 4
 
 
-class ConvergenceError(DiffcfError):
-    """A search or solve that did not converge where the caller asked for that to be fatal."""
-
-    exit_code = 5
-
-
 # Exit codes of `diffcf explain` when the explanation was written but must not be taken at face value.
 EXIT_TRUST = 10  # a trust check failed
 EXIT_OUT_OF_DISTRIBUTION = 11  # the scan is unlike what the generator was trained on
-EXIT_NOT_REACHABLE = 12  # the black box never gave the asked decision
+EXIT_NOT_REACHABLE = 12  # the search did not reach the asked score

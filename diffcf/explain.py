@@ -112,20 +112,20 @@ class Explainer:
         from diffcf.classifiers.agent import load_agent
         from diffcf.classifiers.blackbox import load_blackbox
         from diffcf.generators.generator import SliceWise, load_generator
-        from diffcf.weights import content_hash, resolve
+        from diffcf.weights import content_hash, part_of
 
+        folder = part_of(generator, "generator")
         lifted, student = SliceWise(load_generator(generator, **sampling)), load_agent(agent)
         lifted.to(device)
         student.to(device)  # pyright: ignore[reportArgumentType] - diffusers wraps it without a type
-        statistics = resolve(generator) / (lifted.card.trust or "")
         return cls(
             lifted,
             load_blackbox(classifier, card).to(device),
             student,
             settings,
-            trust=TrustStatistics.load(statistics) if lifted.card.trust and statistics.is_file() else None,
-            generator_hash=content_hash(generator),
-            blackbox_hash=content_hash(classifier),
+            trust=TrustStatistics.load(folder / lifted.card.trust) if lifted.card.trust else None,
+            generator_hash=content_hash(generator, "generator"),
+            blackbox_hash=content_hash(classifier, "classifier", card=card),
         )
 
     def explain(

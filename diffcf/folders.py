@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from diffcf.errors import ConfigError
 
 
-def check_free(folder: Path, marker: str, *, overwrite: bool = False) -> None:
-    """Refuse a folder that holds something; with `overwrite`, only what holds no `marker` (a glob) is refused.
+def check_free(folder: Path, ours: Sequence[str], *, overwrite: bool = False) -> None:
+    """Refuse a folder that holds something; with `overwrite`, only what is not wholly an earlier result.
+
+    ours: globs of the files that a result consists of, first the one that no result is without.
 
     Errors: ConfigError.
     """
@@ -22,30 +25,49 @@ def check_free(folder: Path, marker: str, *, overwrite: bool = False) -> None:
         return
     if not overwrite:
         raise ConfigError(f"{folder} is not empty; give another folder, or --overwrite to replace it.")
-    if not any(folder.glob(marker)):
+    if not any(folder.glob(ours[0])):
         raise ConfigError(
-            f"{folder} is not empty and holds no {marker}: it is no earlier result, so it is not overwritten. Give "
+            f"{folder} is not empty and holds no {ours[0]}: it is no earlier result, so it is not overwritten. Give "
             "another folder, or remove it yourself."
+        )
+    others = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.is_dir() or not any(fnmatch(path.name, pattern) for pattern in ours)
+    ]
+    if others:
+        raise ConfigError(
+            f"{folder} holds more than an earlier result ({others[0]}{', ...' if len(others) > 1 else ''}), so it is "
+            "not overwritten. Give another folder, or move the rest away."
         )
 
 
 @contextmanager
-def whole_folder(folder: Path, marker: str, *, overwrite: bool = False) -> Iterator[Path]:
+def whole_folder(folder: Path, ours: Sequence[str], *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name when the block ends, and is removed when it fails.
 
-    Errors: ConfigError as in `check_free`, before the block runs.
+    Errors: ConfigError as in `check_free`, before the block runs, and where no folder can be made there.
     """
     folder = Path(os.path.abspath(folder))
-    check_free(folder, marker, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    check_free(folder, ours, overwrite=overwrite)
     temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    temporary.mkdir()
+    made = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made ({error.strerror}); give a folder that you may write.") from error
     try:
         yield temporary
-        check_free(folder, marker, overwrite=overwrite)  # someone may have filled it meanwhile
+        check_free(folder, ours, overwrite=overwrite)  # someone may have filled it meanwhile
         if folder.is_dir():
             folder.rename(old)
         temporary.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    finally:
+    except BaseException:
+        if old.is_dir() and not folder.exists():
+            old.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        raise

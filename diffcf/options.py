@@ -54,20 +54,23 @@ class ExplainOptions(RunOptions, ScanOptions):
     card: str | None = option(str | None, "card.yaml of a classifier that is a bare file", None, "CARD")
     generator: str | None = option(str | None, "generator (default: the one beside the classifier)", None, "G")
     agent: str | None = option(str | None, "agent of this pair (default: the one beside the classifier)", None, "A")
-    target: str | None = option(
-        str | None, "class to reach, by name or index (default: the other one, or the runner-up)", None, "K"
+    target: str | int | None = option(
+        str | int | None, "class to reach, by name or index (default: the other one, or the runner-up)", None, "K"
     )
     probability: float | None = option(
-        float | None, "score the black box must give the target (default: that of the search)", None, "P"
+        float | None, "score the black box must give the target (default 0.75)", None, "P"
     )
-    slices: str | None = option(
-        str | None, "slices: '10,20,30' or '12.5mm,30mm' (default: evenly spaced)", None, "LIST"
+    slices: str | int | tuple[int, ...] | None = option(  # numbers come from a --config file
+        str | int | tuple[int, ...] | None, "slices: '10,20,30' or '12.5mm,30mm' (default: evenly spaced)", None, "LIST"
     )
-    centre_mm: str | None = option(
-        str | None, "centre of the field in RAS mm (default: middle of the slice)", None, "X,Y,Z"
+    centre_mm: str | tuple[float, ...] | None = option(
+        str | tuple[float, ...] | None,
+        "centre of the field in RAS mm; where no slices are given, z chooses them (default: middle of the slice)",
+        None,
+        "X,Y,Z",
     )
     residual_carry: bool = option(bool, "keep in the counterfactual what the decoder cannot reproduce", False)
-    sampler: str | None = option(str | None, "sampler (default: the generator's)", None, "NAME")
+    sampler: str | None = option(str | None, "ddim, dpm or obelm (default: the generator's)", None, "NAME")
     steps: int | None = option(
         int | None, "generator evaluations to encode, and to decode, an image (default: the generator's, 20)", None, "N"
     )

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.metrics.images import psnr
 from diffcf.types import TrustCheck
+from diffcf.weights import TRUST_NAME
 
-TRUST_NAME = "trust.safetensors"
 DIRECTIONS = 64  # principal directions of the codes that are kept; the rest share one variance
 NEIGHBOURS = 5
 MOST_APPEARANCES = 2000
@@ -283,7 +283,7 @@ def trust_checks(
         _validity(evidence, names),
         _reconstruction_decision(evidence, thresholds.decision_change, names),
         _agent_agreement(evidence, names),
-        _edit_size(evidence, thresholds.edit),
+        _edit_size(evidence, thresholds.edit, names),
     ]
     return tuple(sorted(checks, key=lambda check: (check.passed, ORDER.index(check.name))))
 
@@ -332,13 +332,14 @@ def _validity(evidence: Evidence, names: Sequence[str]) -> TrustCheck:
     decided = _argmax(evidence.counterfactual)
     reached = given >= evidence.probability - 1e-6  # the search compared in single precision
     passed = reached and (decided == evidence.target or evidence.probability < 0.5)
-    said = f"the black box gives the counterfactual {given:.2f} for {names[evidence.target]!r}"
+    close = not passed and abs(given - evidence.probability) < 0.01  # must not be shown as the asked one itself
+    said = f"the black box gives the counterfactual {given:.{4 if close else 2}f} for {names[evidence.target]!r}"
     return TrustCheck(
         "validity",
         passed,
         given,
         evidence.probability,
-        f"{said}, {'as asked' if passed else f'asked were {evidence.probability:.2f}: the target was not reached'}",
+        f"{said}, {'as asked' if passed else f'asked were {evidence.probability:g}: the target was not reached'}",
     )
 
 
@@ -369,9 +370,16 @@ def _agent_agreement(evidence: Evidence, names: Sequence[str]) -> TrustCheck:
     )
 
 
-def _edit_size(evidence: Evidence, threshold: float) -> TrustCheck:
+def _edit_size(evidence: Evidence, threshold: float, names: Sequence[str]) -> TrustCheck:
     share = evidence.edit / evidence.floor if evidence.floor > 0 else math.inf if evidence.edit > 0 else 0.0
     passed = evidence.edit > 0 and share >= threshold
+    given = evidence.counterfactual[evidence.target]
+    if not evidence.edit and given >= evidence.probability:
+        nothing = (
+            f"nothing had to change: the black box gives {names[evidence.target]!r} {given:.2f} already, asked were "
+            f"{evidence.probability:g}; ask for another target or a higher --probability"
+        )
+        return TrustCheck("edit_size", False, share, threshold, nothing)
     return TrustCheck(
         "edit_size",
         passed,

@@ -9,16 +9,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from diffcf.cards import CARD_NAME
 from diffcf.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ASSETS = Path(__file__).parent / "assets"
-# What may change in a folder without making it another model: words, what held-out scans were like, how it is sampled.
-NOT_THE_MODEL = ("README.md", "trust.safetensors")
+TRUST_NAME = "trust.safetensors"
+Part = Literal["classifier", "generator", "agent"]
+# What makes a folder this model and no other; notes, pictures and what held-out scans were like do not.
+MODEL_FILES = (".safetensors", ".json", ".pt", ".pth", ".pt2", ".bin")
+MODEL_FOLDER = (CARD_NAME, "README.md", *(f"*{suffix}" for suffix in MODEL_FILES))  # what training writes
 NOT_OF_THE_CARD = ("about", "trust", "sampling")
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 
@@ -43,24 +47,48 @@ def resolve(name: str | Path) -> Path:
     raise CheckpointError(f"{name} is neither a file or folder nor a bundled set of weights (bundled: {known}).")
 
 
-def content_hash(name: str | Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a folder's files; the same wherever it lies.
+def part_of(name: str | Path, part: Part) -> Path:
+    """The folder or file of one part: of a set ("lidc", or a folder that holds the part), or named directly.
 
-    Hidden files, README.md, trust.safetensors and the card's `about`, `trust` and `sampling` do not count: the same
-    weights with the same input are the same model.
+    Errors: CheckpointError where there is neither.
     """
-    path = resolve(name)
+    path = Path(name)
+    if (path / part).is_dir():
+        return path / part
+    if path.is_file() or (path / CARD_NAME).is_file():
+        return path
+    try:
+        return resolve(f"{name}/{part}")
+    except CheckpointError:
+        return resolve(name)  # a part named directly, or the error that names what was given
+
+
+def content_hash(name: str | Path, part: Part | None = None, *, card: str | Path | None = None) -> str:
+    """SHA-256 of a model: the names and contents of its weights, config and card, the same wherever it lies.
+
+    part: which one, where `name` may be a whole set. card: of a bare file of weights; without one that beside it.
+    Other files, trust.safetensors and the card's `about`, `trust` and `sampling` do not count: the same weights with
+    the same input are the same model, and a bare file with its card is what it would be in a folder.
+    """
+    path = resolve(name) if part is None else part_of(name, part)
     if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        beside = Path(card) if card is not None else path.parent / CARD_NAME
+        files = {path.name: path, **({CARD_NAME: beside} if beside.is_file() else {})}
+    else:
+        every = {file.relative_to(path): file for file in path.rglob("*") if file.is_file()}
+        files = {relative.as_posix(): file for relative, file in every.items() if _is_of_the_model(relative)}
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*"), key=lambda file: file.relative_to(path).as_posix()):
-        relative = file.relative_to(path)
-        if not file.is_file() or relative.name in NOT_THE_MODEL or any(part.startswith(".") for part in relative.parts):
-            continue
-        content = _card_of_the_model(file) if relative.name == "card.yaml" else file.read_bytes()
-        digest.update(relative.as_posix().encode() + b"\0")
+    for relative, file in sorted(files.items()):
+        content = _card_of_the_model(file) if relative == CARD_NAME else file.read_bytes()
+        digest.update(relative.encode() + b"\0")
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
+
+
+def _is_of_the_model(relative: Path) -> bool:
+    if relative.name == TRUST_NAME or any(part.startswith(".") for part in relative.parts):
+        return False
+    return relative.name == CARD_NAME or relative.suffix in MODEL_FILES
 
 
 def _card_of_the_model(file: Path) -> bytes:
@@ -87,7 +115,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     import torch
 
     if not path.is_file():
-        raise CheckpointError(f"no weights at {path}; the card's `weights` names the file beside it.")
+        raise CheckpointError(
+            f"no weights at {path}: copy the model's folder again, or correct the file's name in its card."
+        )
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file

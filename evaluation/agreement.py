@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from common import RESULTS, write_result
 from einops import repeat
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from diffcf.classifiers.agent import load_agent
@@ -27,6 +26,7 @@ from diffcf.distillation import DistillationSet, agreement, cached_distillation_
 from diffcf.errors import ConfigError
 from diffcf.generators.generator import SliceWise, load_generator
 from diffcf.metrics.classification import bootstrap_interval
+from diffcf.training.command import run_script
 from diffcf.weights import content_hash
 
 
@@ -93,7 +93,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     generator.to(device)
     blackbox = load_blackbox(config.classifier).to(device)
     view = blackbox.view_of(generator.card.preparation)
-    hashes = [content_hash(config.generator), content_hash(config.classifier)]
+    hashes = [content_hash(config.generator, "generator"), content_hash(config.classifier, "classifier")]
     manifest = Manifest.read(config.manifest)
     cases = {split: ScanDataset(manifest, generator.card.preparation, split=split) for split in ("train", config.split)}
     sets = {
@@ -133,4 +133,4 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(auto_cli(Config, as_positional=False))
+    run_script(main, Config)

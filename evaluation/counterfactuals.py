@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, mean_row, write_result
-from jsonargparse import auto_cli
 from rich.progress import track
 
 from diffcf.counterfactuals import rising_share
@@ -29,6 +28,7 @@ from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.errors import ConfigError
 from diffcf.explain import Explainer, ExplainSettings
+from diffcf.training.command import run_script
 from diffcf.types import Explanation
 
 VISIBLE = 0.05  # of the window's width
@@ -170,4 +170,4 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(auto_cli(Config, as_positional=False))
+    run_script(main, Config)

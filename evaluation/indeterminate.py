@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from common import RESULTS, mean_row, write_result
 from einops import rearrange
-from jsonargparse import auto_cli
 
 from diffcf.counterfactuals import rising_share
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.errors import ConfigError
 from diffcf.explain import Explainer, ExplainSettings
+from diffcf.training.command import run_script
 from diffcf.types import Explanation
 
 FALL = 0.01
@@ -159,4 +159,4 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(auto_cli(Config, as_positional=False))
+    run_script(main, Config)

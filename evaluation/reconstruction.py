@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from common import RESULTS, mean_row, write_result
 from einops import reduce
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from diffcf.classifiers.blackbox import load_blackbox
@@ -33,6 +32,7 @@ from diffcf.generators.generator import DiffusionGenerator, SliceWise, load_gene
 from diffcf.generators.sampling import code_statistics
 from diffcf.metrics.images import psnr, ssim
 from diffcf.metrics.perceptual import Perceptual
+from diffcf.training.command import run_script
 from diffcf.types import Code
 
 
@@ -185,4 +185,4 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(auto_cli(Config, as_positional=False))
+    run_script(main, Config)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, cell, columns_of
-from jsonargparse import auto_cli
+
+from diffcf.training.command import run_script
 
 INTRODUCTION = """# Results
 Written by `python evaluation/tables.py` from the JSON files in this folder, which the scripts in `evaluation/` write.
@@ -71,4 +72,4 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    main(auto_cli(Config, as_positional=False))
+    run_script(main, Config)

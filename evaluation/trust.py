@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 from common import RESULTS, mean_row, write_result
-from jsonargparse import auto_cli
 
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest, ManifestRow
 from diffcf.errors import ConfigError
 from diffcf.generators.generator import SliceWise, load_generator
+from diffcf.training.command import run_script
 from diffcf.trust import TrustStatistics
 from diffcf.weights import resolve
 
@@ -104,4 +104,4 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(auto_cli(Config, as_positional=False))
+    run_script(main, Config)

@@ -15,7 +15,7 @@ from made_case import made_case, made_scan
 
 from diffcf import __version__, cli
 from diffcf.cli import EXIT_CODES, join_negative, main
-from diffcf.errors import CheckpointError, ConfigError, ConvergenceError, ScanError
+from diffcf.errors import CheckpointError, ConfigError, ScanError
 from diffcf.options import ExplainOptions
 
 FILES = {"explanation.json", "panel.png", "path.png", "path.gif", "counterfactual.nii.gz", "difference.nii.gz"}
@@ -110,6 +110,23 @@ def test_options_from_a_file(explains, tmp_path):
     assert (asked[0].scan, asked[0].seed, asked[0].target) == ("a.nii", 4, "benign")
 
 
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("target: 1", "target", 1),
+        ("slices: 7", "slices", 7),
+        ("slices: [1, 2]", "slices", (1, 2)),
+        ("slices: 1.5mm", "slices", "1.5mm"),
+        ("centre-mm: [0, -1.5, 2]", "centre_mm", (0.0, -1.5, 2.0)),
+    ],
+)
+def test_a_file_may_hold_numbers(explains, tmp_path, line, name, value):
+    asked = explains()
+    (tmp_path / "run.yaml").write_text(f"classifier: lidc\nscan: a.nii\n{line}\n")
+    assert main(["explain", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "o")]) == 0
+    assert getattr(asked[0], name) == value
+
+
 def test_negative_values_are_joined():
     assert join_negative(["--centre-mm", "-1,2,3", "--seed", "-1"]) == ["--centre-mm=-1,2,3", "--seed", "-1"]
     assert join_negative(["--slices", "--out", "x"]) == ["--slices", "--out", "x"]
@@ -145,7 +162,8 @@ def test_earlier_results_are_kept_unless_told_otherwise(explains, tmp_path, caps
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(ConfigError, 2), (ScanError, 3), (CheckpointError, 4), (ConvergenceError, 5), (ValueError, 1)]
+    ("error", "code"),
+    [(ConfigError, 2), (ScanError, 3), (CheckpointError, 4), (KeyboardInterrupt, 130), (ValueError, 1)],
 )
 def test_errors_are_one_message_and_an_exit_code(monkeypatch, tmp_path, capsys, error, code):
     from diffcf.commands import explain as command
@@ -157,7 +175,7 @@ def test_errors_are_one_message_and_an_exit_code(monkeypatch, tmp_path, capsys, 
     assert explain(tmp_path / "out") == code
     said = capsys.readouterr()
     assert said.err.startswith("diffcf explain: ")
-    assert "slice 3 of x is missing" in said.err
+    assert ("interrupted" if error is KeyboardInterrupt else "slice 3 of x is missing") in said.err
     assert "Traceback" not in said.err
     assert not said.out
     assert not list(tmp_path.iterdir())
@@ -169,6 +187,17 @@ def test_errors_are_one_message_and_an_exit_code(monkeypatch, tmp_path, capsys, 
 def test_probability_must_be_one(tmp_path, capsys):
     assert explain(tmp_path / "out", "--probability", "1.5") == 2
     assert "between 0 and 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**31)])
+def test_seed_must_be_one(tmp_path, capsys, seed):
+    assert explain(tmp_path / "out", f"--seed={seed}") == 2
+    assert "whole number from 0" in capsys.readouterr().err
+
+
+def test_an_empty_path_is_no_scan(capsys):
+    assert main(["check", "--scan", ""]) == 3
+    assert "empty" in capsys.readouterr().err
 
 
 def test_unknown_classifier_ends_with_4(tmp_path, capsys):

@@ -8,6 +8,7 @@ from diffcf.errors import ConfigError
 from diffcf.folders import whole_folder
 
 MARKER = "explanation.json"
+OURS = (MARKER, "*.png")
 
 
 def fill(folder, text="{}"):
@@ -16,7 +17,7 @@ def fill(folder, text="{}"):
 
 def test_appears_at_the_end(tmp_path):
     out = tmp_path / "deep" / "out"
-    with whole_folder(out, MARKER) as folder:
+    with whole_folder(out, OURS) as folder:
         fill(folder)
         assert not out.exists()
     assert [path.name for path in out.iterdir()] == [MARKER]
@@ -24,7 +25,7 @@ def test_appears_at_the_end(tmp_path):
 
 
 def test_failure_leaves_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "out", MARKER) as folder:
+    with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "deep" / "er" / "out", OURS) as folder:
         fill(folder / "missing")
     assert not list(tmp_path.iterdir())
 
@@ -32,29 +33,56 @@ def test_failure_leaves_nothing(tmp_path):
 def test_empty_folder_is_taken_and_a_full_one_refused(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with whole_folder(out, MARKER) as folder:
+    with whole_folder(out, OURS) as folder:
         fill(folder)
-    with pytest.raises(ConfigError, match="not empty"), whole_folder(out, MARKER):
+    with pytest.raises(ConfigError, match="not empty"), whole_folder(out, OURS):
         pytest.fail("the block ran")
 
 
 def test_overwrite_replaces_results_only(tmp_path):
     out = tmp_path / "out"
-    with whole_folder(out, MARKER) as folder:
+    with whole_folder(out, OURS) as folder:
         fill(folder, "old")
-    with pytest.raises(KeyError), whole_folder(out, MARKER, overwrite=True):
+    with pytest.raises(KeyError), whole_folder(out, OURS, overwrite=True):
         raise KeyError
     assert (out / MARKER).read_text() == "old"
-    with whole_folder(out, MARKER, overwrite=True) as folder:
+    with whole_folder(out, OURS, overwrite=True) as folder:
         fill(folder, "new")
     assert (out / MARKER).read_text() == "new"
     assert len(list(tmp_path.iterdir())) == 1
     (out / MARKER).rename(out / "thesis.docx")
-    with pytest.raises(ConfigError, match="no earlier result"), whole_folder(out, MARKER, overwrite=True):
+    with pytest.raises(ConfigError, match="no earlier result"), whole_folder(out, OURS, overwrite=True):
         pytest.fail("the block ran")
 
 
 def test_file_is_refused(tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(ConfigError, match="is a file"), whole_folder(tmp_path / "out", MARKER):
+    with pytest.raises(ConfigError, match="is a file"), whole_folder(tmp_path / "out", OURS):
+        pytest.fail("the block ran")
+
+
+def test_overwrite_keeps_what_is_not_ours(tmp_path):
+    out = tmp_path / "out"
+    with whole_folder(out, OURS) as folder:
+        fill(folder)
+        (folder / "panel.png").touch()
+    (out / "notes.txt").write_text("mine")
+    with (
+        pytest.raises(ConfigError, match=r"more than an earlier result \(notes.txt\)"),
+        whole_folder(out, OURS, overwrite=True),
+    ):
+        pytest.fail("the block ran")
+    (out / "notes.txt").unlink()
+    (out / "more").mkdir()
+    with pytest.raises(ConfigError, match="more than"), whole_folder(out, OURS, overwrite=True):
+        pytest.fail("the block ran")
+    (out / "more").rmdir()
+    with whole_folder(out, OURS, overwrite=True) as folder:
+        fill(folder)
+    assert [path.name for path in out.iterdir()] == [MARKER]
+
+
+def test_a_place_where_no_folder_can_be(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be made"), whole_folder(tmp_path / "file" / "out", OURS):
         pytest.fail("the block ran")

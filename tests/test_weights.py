@@ -93,3 +93,18 @@ def test_whole_models_and_other_things_are_refused(tmp_path):
         read_tensors(tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="no weights at"):
         read_tensors(tmp_path / "missing.pt")
+
+
+def test_notes_are_no_part_of_a_model_and_a_bare_file_with_its_card_is_the_folder(tmp_path):
+    (tmp_path / "set" / "classifier").mkdir(parents=True)
+    folder = tmp_path / "set" / "classifier"
+    (folder / "card.yaml").write_text("classes: [x, y]")
+    (folder / "model.pth").write_bytes(b"1")
+    whole = content_hash(folder)
+    (folder / "notes.txt").write_text("words")
+    assert content_hash(folder) == whole
+    assert content_hash(tmp_path / "set", "classifier") == whole
+    assert content_hash(folder / "model.pth") == whole  # its card lies beside it
+    shutil.copy(folder / "model.pth", tmp_path / "model.pth")
+    assert content_hash(tmp_path / "model.pth") != whole
+    assert content_hash(tmp_path / "model.pth", "classifier", card=folder / "card.yaml") == whole

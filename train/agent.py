@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -30,7 +29,7 @@ from diffcf.data.manifest import Manifest
 from diffcf.data.views import Views
 from diffcf.distillation import KL, L1, AgentLoss, Distillation, DistillationSet, Observation, evaluate_loss, observe
 from diffcf.generators.generator import SliceWise, load_generator
-from diffcf.training.command import command_line
+from diffcf.training.command import command_line, run_script
 from diffcf.training.keyed import Order
 from diffcf.weights import content_hash
 
@@ -121,7 +120,8 @@ def main(config: Config) -> dict[str, float]:
     generator = SliceWise(load_generator(config.generator, steps=config.edit_steps))
     generator.to(accelerator.device)
     blackbox = load_blackbox(config.classifier).to(accelerator.device)
-    hashes = {"generator_hash": content_hash(config.generator), "blackbox_hash": content_hash(config.classifier)}
+    hashes = {"generator_hash": content_hash(config.generator, "generator")}
+    hashes["blackbox_hash"] = content_hash(config.classifier, "classifier")
     view = blackbox.view_of(generator.card.preparation)
 
     def teacher(image: Tensor) -> Observation:
@@ -177,4 +177,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(auto_cli(Config, as_positional=False))
+    run_script(main, Config)

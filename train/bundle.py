@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import auto_cli
 from rich.console import Console
 
 from diffcf.cards import AgentCard, ClassifierCard, GeneratorCard, read_card
 from diffcf.errors import ConfigError
 from diffcf.explain import check_agent
-from diffcf.weights import ASSETS, NOT_THE_MODEL, content_hash
+from diffcf.training.command import run_script
+from diffcf.weights import ASSETS, content_hash
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 MOST_MB = 24.0  # of all bundled sets together
@@ -110,7 +110,7 @@ def main(config: Config) -> Path:
         if source.resolve() != (target / part).resolve():
             shutil.rmtree(target / part, ignore_errors=True)
             shutil.copytree(source, target / part)
-        (target / part / NOT_THE_MODEL[0]).write_text(model_card(part, target / part, config), encoding="utf-8")
+        (target / part / "README.md").write_text(model_card(part, target / part, config), encoding="utf-8")
     sizes = {path: path.stat().st_size / 1e6 for path in config.assets.rglob("*") if path.is_file()}
     own, total = sum(size for path, size in sizes.items() if target in path.parents), sum(sizes.values())
     Console().print(f"{config.name}: {own:.1f} MB, all sets {total:.1f} MB")
@@ -120,4 +120,4 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    main(auto_cli(Config, as_positional=False))
+    run_script(main, Config)

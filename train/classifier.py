@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
-from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
@@ -32,7 +31,7 @@ from diffcf.data.manifest import Manifest, ManifestRow
 from diffcf.errors import ConfigError
 from diffcf.metrics.classification import figures_of
 from diffcf.training.classification import Augmentation, class_weights
-from diffcf.training.command import command_line
+from diffcf.training.command import command_line, run_script
 from diffcf.training.keyed import Order, generator
 from diffcf.training.run import Plan
 
@@ -177,4 +176,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(auto_cli(Config, as_positional=False))
+    run_script(main, Config)

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from jsonargparse import auto_cli
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -28,7 +27,7 @@ from diffcf.data.views import KINDS, Views, view
 from diffcf.errors import ConfigError
 from diffcf.generators.diffae import DiffusionAutoencoder
 from diffcf.generators.generator import SliceWise, load_generator, save_generator
-from diffcf.training.command import command_line
+from diffcf.training.command import command_line, run_script
 from diffcf.training.diffusion import DiffusionLoss, judge_reconstruction, picture_grid
 from diffcf.training.keyed import Order, noise_for, timesteps_for, turns_for
 from diffcf.training.run import Plan, Run, settings
@@ -171,4 +170,4 @@ def main(config: Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(auto_cli(Config, as_positional=False))
+    run_script(main, Config)

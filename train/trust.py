@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 from rich.console import Console
 
 from diffcf.cards import write_card
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.generators.generator import SliceWise, load_generator
-from diffcf.trust import TRUST_NAME, TrustStatistics, fit_trust
+from diffcf.training.command import run_script
+from diffcf.trust import TrustStatistics, fit_trust
+from diffcf.weights import TRUST_NAME
 
 
 @dataclass(frozen=True)
@@ -58,4 +59,4 @@ def main(config: Config) -> TrustStatistics:
 
 
 if __name__ == "__main__":
-    main(auto_cli(Config, as_positional=False))
+    run_script(main, Config)

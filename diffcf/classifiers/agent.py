@@ -21,10 +21,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from diffcf.cards import CARD_NAME, AgentCard, read_card, write_card
+from diffcf.cards import AgentCard, read_card, write_card
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.folders import whole_folder
-from diffcf.weights import resolve
+from diffcf.weights import MODEL_FOLDER, part_of
 
 SliceMode = Literal["channels", "average", "concatenate"]
 
@@ -216,7 +216,7 @@ def save_agent(agent: Agent, card: AgentCard, folder: Path) -> None:
 
     Errors: ConfigError for a folder of something else.
     """
-    with whole_folder(folder, CARD_NAME, overwrite=True) as whole:
+    with whole_folder(folder, MODEL_FOLDER, overwrite=True) as whole:
         agent.save_pretrained(whole, safe_serialization=True)
         write_card(card, whole)
     agent.card = card
@@ -229,10 +229,10 @@ def load_agent(source: str | Path) -> Agent:
 
     Errors: CheckpointError where the folder holds no agent.
     """
-    folder = resolve(source)
-    if (folder / "agent").is_dir():
-        folder = folder / "agent"
+    folder = part_of(source, "agent")
     card = read_card(AgentCard, folder)
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"no weights in {folder}: copy the agent's folder again.")
     try:
         loaded = Agent.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError) as error:

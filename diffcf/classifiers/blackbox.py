@@ -29,7 +29,7 @@ from diffcf.classifiers.network import (
 )
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.folders import whole_folder
-from diffcf.weights import content_hash, read_tensors, resolve
+from diffcf.weights import MODEL_FOLDER, content_hash, part_of, read_tensors
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def save_blackbox(
     bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise ConfigError(f"{bad[0]} holds NaN, infinity or what half precision cannot hold; nothing is written.")
-    with whole_folder(folder, CARD_NAME, overwrite=True) as whole:
+    with whole_folder(folder, MODEL_FOLDER, overwrite=True) as whole:
         save_file(tensors, whole / card.weights, metadata={"format": "pt"})
         write_card(card, whole)
 
@@ -170,26 +170,25 @@ def inspect_blackbox(source: str | Path, card: str | Path | None = None) -> list
             f"yes, {blackbox.head.in_features}" if blackbox.head is not None else "no: agents need the KL loss",
         ),
         ("input gradients", "yes" if can.input_gradients else "no"),
-        ("content hash", content_hash(resolve(source))[:12]),
+        ("content hash", content_hash(source, "classifier", card=card)[:12]),
     ]
     return pairs + [(f"about {name}", _in_words(value)) for name, value in made.about.items() if value]
 
 
 def _find(source: str | Path, card: str | Path | None) -> tuple[ClassifierCard, Path]:
     """The card, and the file of weights that it belongs to."""
-    path = resolve(source)
+    path = part_of(source, "classifier")
     if path.is_dir():
-        folder = path / "classifier" if (path / "classifier").is_dir() else path
-        found = read_card(ClassifierCard, folder if card is None else Path(card))
-        return found, folder / found.weights
+        found = read_card(ClassifierCard, path if card is None else Path(card))
+        return found, path / found.weights
     if card is not None:
         return read_card(ClassifierCard, Path(card)), path
     beside = path.parent / CARD_NAME
     found = read_card(ClassifierCard, beside) if beside.is_file() else None
     if found is None or found.weights != path.name:
         raise CheckpointError(
-            f"{path} is a bare file of weights: give its card with --card, or put a card.yaml that names it beside it "
-            "(EXTENDING.md, 'Cards')."
+            f"{path} has no card. If it is a bare file of weights, give its card with --card, or put a card.yaml that "
+            "names it beside it (EXTENDING.md, 'Cards')."
         )
     return found, path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffcf.commands.explain import MARKER, explain
+from diffcf.commands.explain import explain
 from diffcf.options import DemoOptions, ExplainOptions
 
 SIZE = 256  # pixels a side of the scan's slices
@@ -18,12 +18,13 @@ def demo(options: DemoOptions) -> int:
     """
     from diffcf.data.phantom import fibrosis_scene
     from diffcf.folders import check_free, whole_folder
+    from diffcf.report import REPORT_FILES
     from diffcf.scans.write_dicom import write_dicom_series
 
     out = Path(options.out)
-    check_free(out / "explanation", MARKER, overwrite=options.overwrite)
+    check_free(out / "explanation", REPORT_FILES, overwrite=options.overwrite)
     scene = fibrosis_scene(FIRST_SEED + options.seed, size=SIZE)
-    with whole_folder(out / "scan", "*.dcm", overwrite=options.overwrite) as folder:
+    with whole_folder(out / "scan", ["*.dcm"], overwrite=options.overwrite) as folder:
         write_dicom_series(scene.scan, folder, seed=options.seed)
     print(f"made a CT phantom, {scene.classes[scene.label]!r}, and wrote it to {out / 'scan'}")
     return explain(

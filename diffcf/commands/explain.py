@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from diffcf.report import Case
     from diffcf.types import Scan
 
-MARKER = "explanation.json"  # what makes a folder an earlier result, which --overwrite may replace
+LARGEST_SEED = 2**31
 VERSIONED = ("torch", "diffusers", "timm", "numpy")
 
 
@@ -32,14 +32,15 @@ def explain(options: ExplainOptions) -> int:
     ConfigError, ScanError, CheckpointError; then nothing is written.
     """
     from diffcf.folders import whole_folder
+    from diffcf.report import REPORT_FILES, write_report
 
     if options.probability is not None and not 0 < options.probability < 1:
         raise ConfigError(f"--probability {options.probability}: expected a number between 0 and 1.")
-    with whole_folder(Path(options.out), MARKER, overwrite=options.overwrite) as folder:
+    if not 0 <= options.seed < LARGEST_SEED:
+        raise ConfigError(f"--seed {options.seed}: expected a whole number from 0 to {LARGEST_SEED - 1}.")
+    with whole_folder(Path(options.out), REPORT_FILES, overwrite=options.overwrite) as folder:
         case = make_case(options)
         with _stage("writing the report"):
-            from diffcf.report import write_report
-
             written = write_report(case, folder)
     print(summary(case))
     print(f"written to {options.out}: " + ", ".join(path.name for path in written))
@@ -60,8 +61,8 @@ def make_case(options: ExplainOptions) -> Case:
             allow_tilt=options.allow_tilt,
             modality=card.preparation.modality,
         )
-    slices = None if options.slices is None else parse_slices(options.slices)
-    centre = None if options.centre_mm is None else parse_centre(options.centre_mm)
+    slices = None if options.slices is None else parse_slices(_listed(options.slices))
+    centre = None if options.centre_mm is None else parse_centre(_listed(options.centre_mm))
     with _stage("loading the models"):
         import torch
 
@@ -109,7 +110,13 @@ def provenance(options: ExplainOptions, models: Models, sampling: Sampling, scan
     }
     folders = {"classifier": models.classifier, "generator": models.generator, "agent": models.agent}
     return {
-        "models": {part: {"name": names[part], "hash": content_hash(folders[part])} for part in names},
+        "models": {
+            part: {
+                "name": names[part],
+                "hash": content_hash(folders[part], card=options.card if part == "classifier" else None),
+            }
+            for part in names
+        },
         "scan_hash": scan_hash(scan),
         "seed": options.seed,
         "sampling": dataclasses.asdict(sampling),
@@ -162,6 +169,11 @@ def summary(case: Case) -> str:
         f"{cost.blackbox_forwards} black-box forwards a slice; {cost.seconds:.1f} s, {cost.peak_memory_mb:.0f} MB"
     )
     return "\n".join(lines)
+
+
+def _listed(value: Any) -> str:
+    """What a --config file gives as a number or list, as the command line has it."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def parse_centre(text: str) -> tuple[float, float, float]:

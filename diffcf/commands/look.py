@@ -21,9 +21,8 @@ def check(options: CheckOptions) -> int:
 def inspect(options: InspectOptions) -> int:
     """Print what a classifier is, what it reads and what it can give."""
     from diffcf.classifiers.blackbox import inspect_blackbox
-    from diffcf.commands.models import classifier_of
 
-    _print_pairs(inspect_blackbox(classifier_of(options.classifier), options.card))
+    _print_pairs(inspect_blackbox(options.classifier, options.card))
     return 0
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from diffcf.errors import CheckpointError, ConfigError
+from diffcf.errors import ConfigError
 from diffcf.options import ExplainOptions
-from diffcf.weights import resolve
-
-Part = Literal["classifier", "generator", "agent"]
+from diffcf.weights import part_of
 
 
 @dataclass(frozen=True)
@@ -22,41 +19,21 @@ class Models:
     agent: Path
 
 
-def part_of(name: str, part: Part) -> Path:
-    """The folder or file of one part: of a set (`lidc`, or a folder that holds the part), or named directly.
-
-    Errors: CheckpointError where there is neither.
-    """
-    path = Path(name)
-    if (path / part).is_dir():
-        return path / part
-    if path.is_file() or (path / "card.yaml").is_file():
-        return path
-    try:
-        return resolve(f"{name}/{part}")
-    except CheckpointError:
-        return resolve(name)  # a part named directly, or the error that names what was given
-
-
-def classifier_of(name: str) -> Path:
-    """The black box that `--classifier` names."""
-    return part_of(name, "classifier")
-
-
 def find_models(options: ExplainOptions) -> Models:
     """The classifier that the options name, with the generator and agent they name or that lie beside it.
 
     Errors: CheckpointError for a name that is nothing; ConfigError, with the remedy, where no generator or agent lies
     beside the classifier.
     """
-    classifier = classifier_of(options.classifier)
+    classifier = part_of(options.classifier, "classifier")
     beside = (classifier if classifier.is_dir() else classifier.absolute()).parent
     generator = part_of(options.generator, "generator") if options.generator else beside / "generator"
     if not generator.is_dir():
         raise ConfigError(
             f"no generator beside the classifier ({generator} does not exist): give --generator, a folder or a bundled "
             "name such as lidc, or train one on your scans:\n"
-            "  accelerate launch train/diffae.py --config configs/diffae/lidc.yaml --manifest MANIFEST.csv"
+            "  accelerate launch train/diffae.py --config configs/diffae/lidc.yaml "
+            "--manifests '[MANIFEST.csv]' --out runs/generator\nand give --generator runs/generator."
         )
     agent = part_of(options.agent, "agent") if options.agent else beside / "agent"
     if not agent.is_dir():

@@ -44,7 +44,7 @@ class Counterfactuals:
 
     ray: the factual images, their codes, reconstructions and scores, and the line searched. target: int "b".
     start: the points of step 0. end: the counterfactuals, or the best points where `reachable` (bool "b") says that
-    the black box never gave the asked probability. found: how the search for the step ended.
+    the asked probability was not reached. found: how the search for the step ended.
     """
 
     ray: Ray

@@ -25,7 +25,7 @@ from diffcf.generators.sampling import (
     obelm_start,
 )
 from diffcf.types import Code
-from diffcf.weights import read_tensors, resolve
+from diffcf.weights import part_of, read_tensors
 
 SAMPLERS = ("ddim", "dpm", "obelm")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -191,9 +191,7 @@ def load_generator(source: str | Path, **sampling: Any) -> DiffusionGenerator:
     Errors: CheckpointError where the folder holds no generator, or one whose image size is not its card's; ConfigError
     for a sampling that cannot be meant.
     """
-    folder = resolve(source)
-    if (folder / "generator").is_dir():
-        folder = folder / "generator"
+    folder = part_of(source, "generator")
     card = read_card(GeneratorCard, folder)
     try:
         config = cast(dict[str, Any], DiffusionAutoencoder.load_config(folder, local_files_only=True))

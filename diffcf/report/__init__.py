@@ -9,6 +9,7 @@ from diffcf.report.path import write_animation, write_strip
 from diffcf.report.volumes import counterfactual_volume, difference_volume, write_volumes
 
 __all__ = [
+    "REPORT_FILES",
     "Case",
     "Verdict",
     "counterfactual_volume",
@@ -22,6 +23,12 @@ __all__ = [
     "write_strip",
     "write_volumes",
 ]
+
+
+# Of an explanation's folder; the first makes it one.
+REPORT_FILES = (
+    "explanation.json", "panel.png", "path.png", "path.gif", "counterfactual.nii.gz", "difference.nii.gz",
+)  # fmt: skip
 
 
 def write_report(case: Case, folder: Path) -> list[Path]:

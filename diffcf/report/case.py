@@ -79,6 +79,11 @@ class Case:
         """What the difference is taken against, in words."""
         return "factual" if self.explanation.residual_carry else "reconstruction"
 
+    @property
+    def end_name(self) -> str:
+        """What the end of the search is called."""
+        return "Counterfactual" if bool(self.explanation.reachable[0]) else "Best attempt"
+
     def image_hu(self, image: Tensor) -> np.ndarray:
         """An image "1 s 1 h w" in window units -> HU "s h w", limited to the window."""
         return np.asarray(self.window.to_hu(to_numpy(image)[0, :, 0].clip(-1.0, 1.0)), dtype=np.float32)
@@ -109,7 +114,7 @@ class Case:
             return Verdict(
                 "not_reachable",
                 EXIT_NOT_REACHABLE,
-                f"the black box never gave the asked score to {self.classes[self.target]!r}: this is no explanation.",
+                f"the search did not reach the asked score of {self.classes[self.target]!r}: this is no explanation.",
             )
         if failed:
             return Verdict(

@@ -74,7 +74,7 @@ def _draw(case: Case) -> Figure:
     columns = [
         ("Factual", explanation.factual_probability, case.image_hu(explanation.factual)),
         ("Reconstruction", explanation.reconstruction_probability, case.image_hu(explanation.reconstruction)),
-        ("Counterfactual", explanation.counterfactual_probability, case.image_hu(explanation.counterfactual)),
+        (case.end_name, explanation.counterfactual_probability, case.image_hu(explanation.counterfactual)),
         ("Difference", None, difference),
     ]
     grey = colour = None

@@ -16,9 +16,12 @@ def counterfactual_volume(case: Case) -> np.ndarray:
     """The scan with the counterfactual in it, HU, float32 "z y x".
 
     Prepared as the scan was, it is again the image that the black box scored (up to interpolation where the field was
-    resampled). A value that the window cut off keeps its HU where the counterfactual left it within 1 HU of the limit.
+    resampled). A value that the window cut off keeps its HU where the counterfactual left it within 1 HU of the limit;
+    nothing leaves the range that scan and window span together, as interpolation might.
     """
-    return case.scan.volume + case.patch.restore(_replacement(case))
+    volume, window = case.scan.volume, case.window
+    low, high = (float(window.to_hu(limit)) for limit in (-1.0, 1.0))
+    return (volume + case.patch.restore(_replacement(case))).clip(min(low, volume.min()), max(high, volume.max()))
 
 
 def difference_volume(case: Case) -> np.ndarray:

@@ -162,7 +162,7 @@ def _one_series(source: Path, images: list[_Header], series_uid: str | None) -> 
     if len(series) > 1:
         raise ScanError(
             f"{source}: {len(series)} series, told apart by {tag('SeriesInstanceUID')}:\n{listing}\n"
-            "Say which one with series_uid (--series UID)."
+            "Say which one with --series-uid UID (read_scan: series_uid)."
         )
     return images
 

@@ -40,8 +40,8 @@ def read_picture(path: Path, *, modality: str) -> Scan:
     if modality == "CT":
         raise ScanError(
             f"{path}: a {kind} picture holds grey levels, not HU, and the window that made them is not in the file. "
-            "Give the DICOM or NIfTI scan, or an .npy array in HU; for a model that was trained on pictures say "
-            "modality='other' (grey levels are then taken as they are)."
+            "Give the DICOM or NIfTI scan, or an .npy array in HU; a model that was trained on pictures says "
+            "`modality: other` in its card, and `diffcf check` takes --modality other: grey levels as they are."
         )
     if frames > 1:
         raise ScanError(f"{path}: {frames} pages; save the one you mean as a file of its own.")

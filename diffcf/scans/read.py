@@ -21,6 +21,8 @@ def read_scan(
     Nothing is guessed: a scan with a missing or doubled slice, several series, mixed or absent rescale, truncated
     pixels, NaN, a fourth axis or no geometry is refused. Errors: ScanError, naming file, tag and remedy.
     """
+    if not str(path):
+        raise ScanError("the path of the scan is empty (a shell variable that is not set?).")
     path = Path(path)
     if not path.exists():
         raise ScanError(f"{path}: there is no such file or folder.")

@@ -31,7 +31,7 @@ def check_values(array: np.ndarray, source: str, modality: str) -> None:
 def check_hounsfield(lowest: float, highest: float, source: str) -> None:
     """Refuse a range of values that cannot be that of a CT volume in HU."""
     found = f"{source}: voxel values from {lowest:g} to {highest:g}"
-    otherwise = "If they are not HU on purpose, read the scan with modality='other'."
+    otherwise = "If they are not HU on purpose, the modality is 'other' (--modality of `diffcf check`, a model's card)."
     if max(abs(lowest), abs(highest)) <= NARROW:
         raise ScanError(
             f"{found} cannot be HU (air is -1000, water 0, bone above 300). If they are HU/1000, multiply them by 1000 "

@@ -1,12 +1,17 @@
-"""The command line that made something, as a card or a result names it."""
+"""Scripts as commands: how they are run, and the command line that a card or a result names."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+
+from diffcf.errors import DiffcfError
 
 
 def command_line(script: str | Path, launcher: str = "python", argv: Sequence[str] | None = None) -> str:
@@ -28,6 +33,16 @@ def command_line(script: str | Path, launcher: str = "python", argv: Sequence[st
         option, equals, value = argument.partition("=")
         words.append(f"{option}={_portable(value, root)}" if equals else _portable(argument, root))
     return " ".join([launcher, *(word if "$DIFFCF_DATA" in word else shlex.quote(word) for word in words)])
+
+
+def run_script(main: Callable[[Any], Any], config: type) -> None:
+    """Run `main` on a config read from the command line; what diffcf refuses is one message and an exit code."""
+    settings = auto_cli(config, as_positional=False)
+    try:
+        main(settings)
+    except DiffcfError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def _portable(word: str, root: Path) -> str:

@@ -264,7 +264,7 @@ def test_spoiled_weights_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_is_replaced_whole_and_only_where_it_held_a_black_box(tmp_path: Path) -> None:
     saved(tmp_path / "box", card_of())
-    (tmp_path / "box" / "stale").touch()
+    (tmp_path / "box" / "stale.pt").touch()
     built = build_classifier(card_of("densenet121"))
     save_blackbox(built, built.card, tmp_path / "box")
     assert sorted(path.name for path in (tmp_path / "box").iterdir()) == ["card.yaml", "model.safetensors"]

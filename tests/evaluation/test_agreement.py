@@ -67,7 +67,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "load_generator": lambda name: name,
         "SliceWise": lambda _: generator,
         "load_blackbox": lambda name: teacher,
-        "content_hash": lambda name: f"hash of {name}",
+        "content_hash": lambda name, part: f"hash of {name}",
         "Manifest": SimpleNamespace(read=str),
         "ScanDataset": dataset,
     }.items():

@@ -79,7 +79,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "load_generator", lambda name, **options: name)
     monkeypatch.setattr(module, "SliceWise", lambda generator: module.generator)
     monkeypatch.setattr(module, "load_blackbox", lambda name: module.blackbox)
-    monkeypatch.setattr(module, "content_hash", lambda name: f"hash of {name}")
+    monkeypatch.setattr(module, "content_hash", lambda name, part: f"hash of {name}")
     monkeypatch.setattr(
         module,
         "ScanDataset",
