@@ -212,6 +212,7 @@ class Explainer:
             code_distance=float(self.trust.code_distance(ray.code.semantic[one])) if self.trust else None,
             appearance_distance=float(self.trust.appearance_distance(ray.factual[one])) if self.trust else None,
             psnr=float(psnrs[sample]) if judged else None,
+            edited_distance=float(self.trust.appearance_distance(found.end.image[one])) if self.trust else None,
         )
         solution = found.solution
         return Explanation(

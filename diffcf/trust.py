@@ -31,8 +31,8 @@ CODE_QUANTILE, APPEARANCE_QUANTILE, PSNR_QUANTILE = 0.995, 0.99, 0.01
 FEWEST_HELD_OUT, MOST_HELD_OUT = 20, 400  # scans; more would cost time and move the quantiles little
 # The gravest first, which is how failed checks are listed.
 ORDER = (
-    "in_distribution", "validity", "reconstruction_decision", "reconstruction", "agent_agreement", "edit_size",
-    "trust_statistics",
+    "in_distribution", "validity", "plausibility", "reconstruction_decision", "reconstruction", "agent_agreement",
+    "edit_size", "trust_statistics",
 )  # fmt: skip
 
 
@@ -241,7 +241,8 @@ class TrustThresholds:
 class Evidence:
     """What was measured on one explanation; probabilities are "k", in the order of the classes.
 
-    code_distance, appearance_distance, psnr: as `TrustStatistics` measures them, None without statistics. edit: mean
+    code_distance, appearance_distance, psnr: as `TrustStatistics` measures them on the factual image, and
+    edited_distance: the appearance of the counterfactual; None without statistics. edit: mean
     absolute difference between counterfactual and reference on the tenth of the pixels that changed most, in [-1, 1]
     units. floor: the same between two decodings of the factual code from two fresh x_T.
     """
@@ -257,6 +258,7 @@ class Evidence:
     code_distance: float | None = None
     appearance_distance: float | None = None
     psnr: float | None = None
+    edited_distance: float | None = None
 
 
 def edit_magnitude(difference: Tensor) -> Tensor:
@@ -294,6 +296,7 @@ def _statistics_checks(evidence: Evidence, statistics: TrustStatistics | None) -
         or evidence.code_distance is None
         or evidence.appearance_distance is None
         or evidence.psnr is None
+        or evidence.edited_distance is None
     ):
         return [
             TrustCheck(
@@ -311,11 +314,20 @@ def _statistics_checks(evidence: Evidence, statistics: TrustStatistics | None) -
     where = f"code {code:.2f}, intensities {look:.2f} of the distance that held-out scans keep"
     strange = f"{farther} unlike those of the generator's training scans ({where})"
     alike = f"code and intensities are like those of held-out scans ({where})"
+    edited = evidence.edited_distance / statistics.appearance_limit
+    kept = f"its intensities lie at {edited:.2f} of the distance that held-out scans keep"
     limit = statistics.psnr_limit
     inside, faithful = max(code, look) <= 1, evidence.psnr >= limit
     worse = float((statistics.held_out["psnr"] < evidence.psnr).float().mean())
     return [
         TrustCheck("in_distribution", inside, max(code, look), 1.0, alike if inside else strange),
+        TrustCheck(
+            "plausibility",
+            edited <= 1,
+            edited,
+            1.0,
+            f"the counterfactual looks {'like' if edited <= 1 else 'unlike'} a scan that the generator knows ({kept})",
+        ),
         TrustCheck(
             "reconstruction",
             faithful,

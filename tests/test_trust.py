@@ -152,7 +152,7 @@ def test_an_edit_is_measured_where_it_is() -> None:
 
 GOOD = Evidence(
     factual=(0.8, 0.2), reconstruction=(0.78, 0.22), counterfactual=(0.2, 0.8), agent=(0.7, 0.3), target=1,
-    probability=0.75, edit=0.05, floor=0.1, code_distance=0.5, appearance_distance=0.5, psnr=40.0,
+    probability=0.75, edit=0.05, floor=0.1, code_distance=0.5, appearance_distance=0.5, psnr=40.0, edited_distance=0.5,
 )  # fmt: skip
 KNOWN = SimpleNamespace(
     code_limit=1.0, appearance_limit=1.0, psnr_limit=35.0, held_out={"psnr": torch.linspace(34, 44, 11)}
@@ -170,6 +170,7 @@ def test_a_good_explanation_passes_everything() -> None:
     [
         ({"code_distance": 1.01}, "in_distribution", "its code is unlike"),
         ({"appearance_distance": 1.01}, "in_distribution", "its intensities are unlike"),
+        ({"edited_distance": 1.01}, "plausibility", "unlike a scan"),
         ({"psnr": 34.9}, "reconstruction", "34.9 dB"),
         ({"reconstruction": (0.69, 0.31)}, "reconstruction_decision", "moves the black box by 0.11"),
         ({"factual": (0.52, 0.48), "reconstruction": (0.48, 0.52)}, "reconstruction_decision", "from 'a' to 'b'"),
