@@ -170,7 +170,7 @@ def test_a_good_explanation_passes_everything() -> None:
     [
         ({"code_distance": 1.01}, "in_distribution", "its code is unlike"),
         ({"appearance_distance": 1.01}, "in_distribution", "its intensities are unlike"),
-        ({"edited_distance": 1.01}, "plausibility", "unlike a scan"),
+        ({"edited_distance": 10.01}, "plausibility", "unlike what the generator knows"),
         ({"psnr": 34.9}, "reconstruction", "34.9 dB"),
         ({"reconstruction": (0.69, 0.31)}, "reconstruction_decision", "moves the black box by 0.11"),
         ({"factual": (0.52, 0.48), "reconstruction": (0.48, 0.52)}, "reconstruction_decision", "from 'a' to 'b'"),
