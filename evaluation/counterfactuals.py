@@ -8,7 +8,8 @@ share whose predicted class changed. `proximity_l1` is the mean change in HU, `s
 by more than 5% of the window's width, `cause_precision` the share of the absolute change that lies in the known cause
 (manifest column `mask`; over the scans that have one), beside `cause_area`, what a change spread evenly would score.
 `monotone` is the share of steps along the path, from one class to the other, on which the score does not fall.
-Also: the agent's agreement on these scans, and how many explanations pass every trust check (`trusted`).
+Also: the agent's agreement on these scans, how many counterfactuals are pictures that the generator knows (`plausible`)
+and how many explanations pass every trust check (`trusted`).
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ def figures_of(explanation: Explanation, mask: torch.Tensor | None, half_width: 
         "monotone": float(rising_share(explanation.path_probability[:, 0, target])),
         "step": float(explanation.path_steps[-1]),
         "agreement": float(checks["agent_agreement"]),
+        "plausible": float(checks.get("plausibility", False)),
         "trusted": float(all(checks.values())),
         "evaluations": float(explanation.cost.generator_forwards),
     }
