@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffcf.classifiers.agent import Agent
+from diffcf.classifiers.conv_agent import ConvAgent
 from diffcf.data.views import KINDS, Views, view
 from diffcf.errors import ConfigError
 from diffcf.metrics import classification
@@ -123,7 +124,7 @@ class Distillation(nn.Module):
     Errors: ConfigError where the loss needs features and the agent has a head of its own.
     """
 
-    def __init__(self, agent: Agent, loss: AgentLoss) -> None:
+    def __init__(self, agent: Agent | ConvAgent, loss: AgentLoss) -> None:
         super().__init__()
         if loss.needs_features and agent.own_head:
             raise ConfigError(
@@ -233,7 +234,7 @@ def fit_ridge(
 
 
 @torch.no_grad()
-def evaluate_loss(agent: Agent, data: DistillationSet, loss: AgentLoss) -> float:
+def evaluate_loss(agent: Agent | ConvAgent, data: DistillationSet, loss: AgentLoss) -> float:
     """The loss over a whole set."""
     module = Distillation(agent, loss)
     named = {key: value.to(agent.device) for key, value in data.tensors().items()}
@@ -241,7 +242,7 @@ def evaluate_loss(agent: Agent, data: DistillationSet, loss: AgentLoss) -> float
 
 
 @torch.no_grad()
-def predict(agent: Agent, data: DistillationSet) -> Tensor:
+def predict(agent: Agent | ConvAgent, data: DistillationSet) -> Tensor:
     """The agent's logits "n k" over a whole set, on the CPU."""
     return agent(data.semantic.to(agent.device)).cpu()
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +16,14 @@ from diffcf.counterfactuals import (
     AgentScorer,
     Counterfactuals,
     ImageScorer,
+    Latent,
+    Method,
     Points,
     Shift,
+    StepSearch,
     counterfactual,
     path,
-    spread_covariance,
 )
-from diffcf.counterfactuals.direction import Covariance
 from diffcf.counterfactuals.ray import take
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.trust import (
@@ -42,26 +43,24 @@ MEBI = 1024**2
 class ExplainSettings:
     """How an explanation is searched and judged.
 
-    shift: the solver, with the asked probability and the budget of decodings.
-    metric: which steps count as equally long, and so which direction is the steepest. "pattern": in the covariance of
-        the agent's training codes, all slices together, which turns the gradient into the pattern of what it reads
-        (`diffcf.classifiers.agent`); "spread": in their standard deviations, channel by channel; "none": in the code's
-        own unit, which makes the direction the plain gradient of paper 004, Eq. 2. The latter two follow what cancels
-        out over real codes, too: on phantoms they move the agent and not the black box.
-    residual_carry: keep in the counterfactual what the decoder cannot reproduce (`Ray`).
+    method: where a counterfactual is looked for (`diffcf.counterfactuals.methods`); None is `default_method`.
+    search: how far to go, with the asked probability and the budget of decodings.
+    residual_carry: keep in the counterfactual what the decoder cannot reproduce (`Ray`); None is the method's own way.
+    batch: scans decoded at once.
     path_points: n of the path.
     thresholds: of the trust checks.
     """
 
-    shift: Shift = field(default_factory=Shift)
-    metric: Literal["pattern", "spread", "none"] = "pattern"
-    residual_carry: bool = False
+    method: Method | None = None
+    search: StepSearch = field(default_factory=StepSearch)
+    residual_carry: bool | None = None
+    batch: int = 16
     path_points: int = 9
     thresholds: TrustThresholds = field(default_factory=TrustThresholds)
 
 
 class Explainer:
-    """Explains decisions of one black box through one generator and the agent that belongs to both.
+    """Explains decisions of one black box through one generator, with the agent that belongs to both if there is one.
 
     generator: a `SliceWise`, on the device of the black box and the agent. trust: the generator's statistics; without
     them an explanation is made, and its first failed check says that nobody can judge it. generator_hash,
@@ -90,15 +89,17 @@ class Explainer:
         self.classes = tuple(blackbox.card.classes)
         self._view = blackbox.view_of(self.preparation)
         slices = blackbox.card.preparation.slices
-        check_agent(agent.card, self.classes, slices, generator_hash, blackbox_hash)
+        if agent is not None:
+            check_agent(agent.card, self.classes, slices, generator_hash, blackbox_hash)
         self.slices = slices
+        self.method = self.settings.method or default_method(generator, agent)
 
     @classmethod
     def load(
         cls,
         generator: str | Path,
         classifier: str | Path,
-        agent: str | Path,
+        agent: str | Path | None,
         settings: ExplainSettings | None = None,
         *,
         card: str | Path | None = None,
@@ -115,9 +116,10 @@ class Explainer:
         from diffcf.weights import content_hash, part_of
 
         folder = part_of(generator, "generator")
-        lifted, student = SliceWise(load_generator(generator, **sampling)), load_agent(agent)
+        lifted, student = SliceWise(load_generator(generator, **sampling)), None
         lifted.to(device)
-        student.to(device)  # pyright: ignore[reportArgumentType] - diffusers wraps it without a type
+        if agent is not None:
+            student = load_agent(agent).to(device)
         return cls(
             lifted,
             load_blackbox(classifier, card).to(device),
@@ -162,26 +164,27 @@ class Explainer:
         started = time.perf_counter()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        solver = self.settings.shift
+        search = self.settings.search
         if probability is not None:
-            solver = replace(solver, search=replace(solver.search, probability=probability))
+            search = replace(search, probability=probability)
         found = counterfactual(
             images,
             self._target_indices(targets, len(images), device),
             generator=self.generator,
-            agent=AgentScorer(self.agent),
             blackbox=ImageScorer(self.blackbox, self._view),
-            solver=solver,
-            covariance=self._covariance(),
+            agent=None if self.agent is None else AgentScorer(self.agent),
+            method=self.method,
+            search=search,
             residual_carry=self.settings.residual_carry,
+            batch=self.settings.batch,
         )
-        way = path(found, solver, self.settings.path_points)
+        way = path(found, self.settings.path_points)
         floor = self._floor(found, seed)
         psnrs = worst_psnr(found.ray.reconstruction, images)
         seconds = (time.perf_counter() - started) / len(images)
         memory = _peak_memory_mb(device)
         return [
-            self._explanation(found, way, floor, psnrs, sample, solver.search.probability, seconds, memory)
+            self._explanation(found, way, floor, psnrs, sample, search.probability, seconds, memory)
             for sample in range(len(images))
         ]
 
@@ -204,12 +207,12 @@ class Explainer:
             factual=ray.factual_probability[sample].tolist(),
             reconstruction=ray.reconstruction_probability[sample].tolist(),
             counterfactual=found.end.probability[sample].tolist(),
-            agent=ray.agent_probability[sample].tolist(),
+            agent=ray.agent_probability[sample].tolist() if found.asked_agent else None,
             target=int(found.target[sample]),
             probability=probability,
             edit=float(edit_magnitude(difference)),
             floor=float(floor[sample]),
-            code_distance=float(self.trust.code_distance(ray.code.semantic[one])) if self.trust else None,
+            code_distance=float(self.trust.code_distance(self._semantic(found)[one])) if self.trust else None,
             appearance_distance=float(self.trust.appearance_distance(ray.factual[one])) if self.trust else None,
             psnr=float(psnrs[sample]) if judged else None,
             edited_distance=float(self.trust.appearance_distance(found.end.image[one])) if self.trust else None,
@@ -239,13 +242,19 @@ class Explainer:
             residual_carry=ray.residual_carry,
             cost=Cost(
                 generator_forwards=int(ray.effort.generator_forwards[sample]),
-                generator_backwards=0,  # the direction comes from the agent, which reads the code
+                generator_backwards=int(ray.effort.generator_backwards[sample]),
                 blackbox_forwards=int(ray.effort.blackbox_forwards[sample]),
                 seconds=seconds,
                 peak_memory_mb=memory,
             ),
             trust=trust_checks(evidence, self.trust, self.settings.thresholds, self.classes),
         )
+
+    def _semantic(self, found: Counterfactuals) -> Tensor:
+        """The generator's semantic codes of the factual images, whatever code was searched."""
+        ray = found.ray
+        same = self.method.space(self.generator) is self.generator
+        return ray.code.semantic if same else self.generator.encode_semantic(ray.factual)
 
     def _floor(self, found: Counterfactuals, seed: int) -> Tensor:
         """What noise alone changes, "b": the factual code decoded from two fresh x_T; 0 for a generator without x_T."""
@@ -261,11 +270,6 @@ class Explainer:
             fresh = fresh.to(noise).expand_as(noise)
             images.append(ray.decode(Code(ray.code.semantic, fresh), everyone).clamp(-1, 1))
         return edit_magnitude(images[1] - images[0]).cpu()
-
-    def _covariance(self) -> Covariance | None:
-        if self.settings.metric == "none":
-            return None
-        return self.agent.covariance if self.settings.metric == "pattern" else spread_covariance(self.agent.scale)
 
     def _target_indices(self, targets: Sequence[int | str] | None, count: int, device: torch.device) -> Tensor | None:
         if targets is None:
@@ -293,6 +297,14 @@ class Explainer:
         if not torch.isfinite(images).all() or float(images.abs().max()) > 1 + 1e-4:
             raise ConfigError("images must be finite and within [-1, 1]; apply the card's window and clip to it.")
         return images.clamp(-1, 1)
+
+
+def default_method(generator: Any, agent: Any) -> Method:
+    """`Latent` where the generator's code is spatial; for a vector the paper's `Shift`, which needs an agent.
+
+    docs/method.md has the figures behind this choice.
+    """
+    return Latent() if getattr(generator, "spatial", False) or agent is None else Shift()
 
 
 def check_agent(

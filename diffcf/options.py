@@ -54,6 +54,12 @@ class ExplainOptions(RunOptions, ScanOptions):
     card: str | None = option(str | None, "card.yaml of a classifier that is a bare file", None, "CARD")
     generator: str | None = option(str | None, "generator (default: the one beside the classifier)", None, "G")
     agent: str | None = option(str | None, "agent of this pair (default: the one beside the classifier)", None, "A")
+    method: Literal["agent", "latent", "latent-shift", "minimal", "pixels"] | None = option(
+        Literal["agent", "latent", "latent-shift", "minimal", "pixels"] | None,
+        "agent, latent, latent-shift, minimal or pixels (default: latent for a spatial code, else agent)",
+        None,
+        "M",
+    )
     target: str | int | None = option(
         str | int | None, "class to reach, by name or index (default: the other one, or the runner-up)", None, "K"
     )

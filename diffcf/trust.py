@@ -253,7 +253,7 @@ class Evidence:
     factual: Sequence[float]
     reconstruction: Sequence[float]
     counterfactual: Sequence[float]
-    agent: Sequence[float]
+    agent: Sequence[float] | None  # None where no agent was asked
     target: int
     probability: float
     edit: float
@@ -287,7 +287,7 @@ def trust_checks(
         *_statistics_checks(evidence, statistics, thresholds.plausibility),
         _validity(evidence, names),
         _reconstruction_decision(evidence, thresholds.decision_change, names),
-        _agent_agreement(evidence, names),
+        *([] if evidence.agent is None else [_agent_agreement(evidence.agent, evidence.factual, names)]),
         _edit_size(evidence, thresholds.edit, names),
     ]
     return tuple(sorted(checks, key=lambda check: (check.passed, ORDER.index(check.name))))
@@ -371,10 +371,10 @@ def _reconstruction_decision(evidence: Evidence, limit: float, names: Sequence[s
     )
 
 
-def _agent_agreement(evidence: Evidence, names: Sequence[str]) -> TrustCheck:
-    decided = _argmax(evidence.factual)
-    passed = _argmax(evidence.agent) == decided
-    given, threshold = evidence.agent[decided], 1 / len(evidence.agent)
+def _agent_agreement(agent: Sequence[float], factual: Sequence[float], names: Sequence[str]) -> TrustCheck:
+    decided = _argmax(factual)
+    passed = _argmax(agent) == decided
+    given, threshold = agent[decided], 1 / len(agent)
     return TrustCheck(
         "agent_agreement",
         passed,

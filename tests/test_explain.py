@@ -102,7 +102,7 @@ def explainer(**settings) -> Explainer:
 def test_the_answer_is_the_smallest_shift_that_flips() -> None:
     image = images(1)
     search = StepSearch(probability=0.75, tolerance=0.001, resolution=0.001, evaluations=30)
-    found = explainer(shift=Shift(search=search)).explain(image)
+    found = explainer(search=search).explain(image)
     assert int(found.target) == 1
     assert bool(found.reachable)
     assert float(found.counterfactual_probability[0, 1]) == pytest.approx(0.75, abs=0.002)
@@ -163,8 +163,8 @@ def test_residual_carry_starts_from_the_scan_itself() -> None:
 
 
 def test_a_target_beyond_reach_is_said_to_be_so() -> None:
-    short = Shift(search=StepSearch(longest=0.001))
-    found = explainer(shift=short).explain(images(1))
+    short = StepSearch(longest=0.001)
+    found = explainer(search=short).explain(images(1))
     assert not bool(found.reachable)
     assert found.trust[0].name == "validity"
     assert not found.trust[0].passed
@@ -200,7 +200,7 @@ def test_images_that_do_not_fit_are_refused(image: Tensor, says: str) -> None:
 
 def test_the_metric_changes_the_direction_not_the_answer() -> None:
     for metric in ("pattern", "spread", "none"):
-        found = explainer(metric=metric).explain(images(1))
+        found = explainer(method=Shift(metric=metric)).explain(images(1))
         assert bool(found.reachable), metric
 
 

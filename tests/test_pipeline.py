@@ -99,7 +99,7 @@ def test_agreement(trained) -> None:
 def test_counterfactuals(trained) -> None:
     run("evaluation", "counterfactuals")
     rows = result(trained[0], "counterfactuals")["rows"]
-    assert {row["method"] for row in rows} == {"resnet, plain decode", "resnet, residual carry"}
+    assert {row["method"] for row in rows} == {"agent", "latent, without an agent"}
     assert {row["direction"] for row in rows} == {"both", "left to right", "right to left"}
     both = [row for row in rows if row["direction"] == "both"]
     assert [row["default"] for row in both] == [True, False]

@@ -1,4 +1,4 @@
-"""Train an agent: a linear student of a black box, over the codes of a generator (paper 004, sections 2.2 and 3.2).
+"""Train an agent: a small student of a black box, over the codes of a generator (paper 004, sections 2.2 and 3.2).
 
     accelerate launch train/agent.py --config configs/agent/lidc_l1.yaml
 
@@ -24,10 +24,12 @@ from diffcf import distillation
 from diffcf.cards import AgentCard
 from diffcf.classifiers.agent import Agent, save_agent
 from diffcf.classifiers.blackbox import load_blackbox
+from diffcf.classifiers.conv_agent import ConvAgent
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.data.views import Views
 from diffcf.distillation import KL, L1, AgentLoss, Distillation, DistillationSet, Observation, evaluate_loss, observe
+from diffcf.errors import ConfigError
 from diffcf.generators.generator import SliceWise, load_generator
 from diffcf.training.command import command_line, run_script
 from diffcf.training.keyed import Order
@@ -48,6 +50,8 @@ class Config:
             "random" is the paper's.
         views: every training image is learned from in all of them, each labelled anew by the black box: none, mirror
             (left-right) or square (all eight turns, for a crop without an upright).
+        width: 0 is the paper's linear agent; otherwise a convolutional one of so many channels (`ConvAgent`), for a
+            spatial code, with the KL loss and a start at random.
         pool: average pooling of a spatial code before it is flattened.
         epochs: passes over the training codes.
         batch: images a step, over all processes.
@@ -58,6 +62,7 @@ class Config:
         edit_steps: sampler steps for them, to encode and again to decode.
         residual_carry: label edits as explanations with residual carry show them.
         cache: where codes are kept; null keeps none.
+        half: store the weights in half precision.
         data, terms: of what it was trained on, in words, for the card.
         seed: of initialisation, order and edits.
     """
@@ -69,6 +74,7 @@ class Config:
     loss: AgentLoss = field(default_factory=L1)
     init: Literal["ridge", "random"] = "ridge"
     views: Views = "mirror"
+    width: int = 0
     pool: int = 1
     epochs: int = 100
     batch: int = 16
@@ -79,12 +85,15 @@ class Config:
     edit_steps: int = 20
     residual_carry: bool = False
     cache: Path | None = Path("runs/cache")
+    half: bool = False
     data: str = ""
     terms: str = ""
     seed: int = 0
 
 
-def fit(accelerator: Accelerator, agent: Agent, train: DistillationSet, val: DistillationSet, config: Config) -> int:
+def fit(
+    accelerator: Accelerator, agent: Agent | ConvAgent, train: DistillationSet, val: DistillationSet, config: Config
+) -> int:
     """Minimise the loss; leaves the agent at its best epoch by validation KL and returns that (0 is the start)."""
     rank, world = accelerator.process_index, accelerator.num_processes
     module = Distillation(agent, config.loss)
@@ -97,13 +106,14 @@ def fit(accelerator: Accelerator, agent: Agent, train: DistillationSet, val: Dis
     with Progress(disable=not accelerator.is_main_process, transient=True) as progress:
         task = progress.add_task("agent", total=config.epochs)
         for epoch in range(1, config.epochs + 1):
+            agent.train()
             for step in range((epoch - 1) * order.steps_per_epoch, epoch * order.steps_per_epoch):
                 index = order.at(step, rank, world)
                 loss = module(**{key: value[index] for key, value in tensors.items()})
                 accelerator.backward(loss)
                 optimiser.step()
                 optimiser.zero_grad()
-            kl = evaluate_loss(agent, val, KL())
+            kl = evaluate_loss(agent.eval(), val, KL())
             if kl < best:
                 best, best_epoch, best_state = kl, epoch, copy.deepcopy(agent.state_dict())
             progress.update(task, advance=1, description=f"agent: KL {kl:.4f}, best {best:.4f} at epoch {best_epoch}")
@@ -114,7 +124,12 @@ def fit(accelerator: Accelerator, agent: Agent, train: DistillationSet, val: Dis
 
 
 def main(config: Config) -> dict[str, float]:
-    """Compute codes, train, select, write; returns the agreement on the validation split."""
+    """Compute codes, train, select, write; returns the agreement on the validation split.
+
+    Errors: ConfigError for a convolutional agent with settings that only a linear one has.
+    """
+    if config.width and (config.edits or config.pool > 1 or config.loss.needs_features or config.init == "ridge"):
+        raise ConfigError("a convolutional agent (width > 0) needs init: random, loss: KL, pool: 1 and edits: 0.")
     accelerator = Accelerator()
     set_seed(config.seed)
     generator = SliceWise(load_generator(config.generator, steps=config.edit_steps))
@@ -142,12 +157,20 @@ def main(config: Config) -> dict[str, float]:
             )
     train, val = sets["train"], sets["val"]
 
-    agent = Agent.for_blackbox(blackbox, train.semantic.shape[2:], pool=config.pool).to(accelerator.device)
+    shape, penalty = train.semantic.shape[2:], None
+    agent: Agent | ConvAgent
+    if config.width:
+        agent = ConvAgent.for_blackbox(blackbox, shape, width=config.width)
+    else:
+        agent = Agent.for_blackbox(blackbox, shape, pool=config.pool)
+    agent.to(accelerator.device)  # pyright: ignore[reportArgumentType] - diffusers wraps it without a type
     agent.set_statistics(train.semantic)
-    penalty = distillation.fit_ridge(agent, train, val) if config.init == "ridge" else None
+    if isinstance(agent, Agent) and config.init == "ridge":
+        penalty = distillation.fit_ridge(agent, train, val)
     epoch = fit(accelerator, agent, train, val, config)
-    agent.set_patterns(train.semantic.to(accelerator.device))
-    if config.edits:
+    if isinstance(agent, Agent):
+        agent.set_patterns(train.semantic.to(accelerator.device))
+    if isinstance(agent, Agent) and config.edits:
         for split, whole in images.items():
             coded = ((part, generator.encode(part.to(accelerator.device))) for part in whole.split(config.batch))
             options = {"edits": config.edits, "residual_carry": config.residual_carry, "seed": config.seed}
@@ -164,13 +187,13 @@ def main(config: Config) -> dict[str, float]:
             "command": command_line(__file__, "accelerate launch"),
             "seed": config.seed,
             "loss": type(config.loss).__name__,
-            "start": config.init if penalty is None else f"ridge, penalty {penalty:g}",
+            "start": "random" if penalty is None else f"ridge, penalty {penalty:g}",
             "best_epoch": epoch,
             "train_codes": len(sets["train"]),
             "validation": {"n": len(val), **figures},
         }
         card = AgentCard(classes=blackbox.card.classes, slices=agent.slices, about=about, **hashes)
-        save_agent(agent, card, config.out / "agent")
+        save_agent(agent, card, config.out / "agent", half=config.half)
         Console().print(f"agreement on {len(val)} validation images:", {k: round(v, 3) for k, v in figures.items()})
     accelerator.end_training()
     return figures

@@ -31,7 +31,7 @@ KINDS = {"generator": GeneratorCard, "classifier": ClassifierCard, "agent": Agen
 WHAT = {
     "generator": "A diffusion autoencoder: semantic encoder and conditional denoiser (paper 004, section 2.1).",
     "classifier": "The black box that the explanations of this set are about.",
-    "agent": "A linear student of the black box over the generator's semantic codes (paper 004, section 2.2).",
+    "agent": "A small student of the black box over the generator's semantic codes (paper 004, section 2.2).",
 }
 USE = (
     "Research and demonstration. Not a medical device; no output may guide the care of a patient. Small images, one "
@@ -45,7 +45,7 @@ class Config:
 
     Args:
         name: of the set.
-        generator, classifier, agent: folders of the trained models.
+        generator, classifier, agent: folders of the trained models. A classifier that lies in another set stays there.
         results: names of files in `results_folder` whose default rows the cards repeat.
         assets: where sets lie.
     """
@@ -107,6 +107,9 @@ def main(config: Config) -> Path:
     check_agent(cards["agent"], box.classes, box.preparation.slices, **hashes)
     target = config.assets / config.name
     for part, source in sources.items():
+        elsewhere = config.assets.resolve() in source.resolve().parents and source.resolve().parent != target.resolve()
+        if part == "classifier" and elsewhere:
+            continue
         if source.resolve() != (target / part).resolve():
             shutil.rmtree(target / part, ignore_errors=True)
             shutil.copytree(source, target / part)

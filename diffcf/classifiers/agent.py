@@ -11,9 +11,11 @@ times weights (Haufe et al. 2014, "On the interpretation of weight vectors of li
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -132,9 +134,7 @@ class Agent(ModelMixin, ConfigMixin):
 
         A channel that never varies gets std 0 and is ignored: nothing could be learned about it.
         """
-        values = rearrange(self._checked(semantic).double(), "n s d ... -> d (n s ...)")
-        mean, std = values.mean(1), values.std(1, correction=0)
-        std = torch.where(std > 1e-6 * std.amax(), std, 0.0)
+        mean, std = code_statistics(checked_codes(self, semantic))
         self.mean.copy_(mean)
         self.std.copy_(std)
 
@@ -152,7 +152,7 @@ class Agent(ModelMixin, ConfigMixin):
 
         It belongs to the weights: take it anew when they change.
         """
-        semantic = self._checked(semantic)
+        semantic = checked_codes(self, semantic)
         logits = torch.cat([self(part) for part in semantic.split(1024)]).double()
         logits -= logits.mean(0)
         centre, total = semantic.double().mean(0), torch.zeros_like(self.patterns, dtype=torch.float64)
@@ -181,7 +181,7 @@ class Agent(ModelMixin, ConfigMixin):
         spread = self.scale
         inverse = torch.where(spread > 0, 1 / spread, 0.0)
         mean = self.mean if len(self.semantic_shape) == 1 else rearrange(self.mean, "d -> d 1 1")
-        x = (self._checked(semantic) - mean) * inverse
+        x = (checked_codes(self, semantic) - mean) * inverse
         if self.pool > 1:
             x = reduce(x, "b s d (h p) (w q) -> b s d h w", "mean", p=self.pool, q=self.pool)
         return rearrange(x, "b s ... -> b 1 (s ...)" if self.slice_mode == "channels" else "b s ... -> b s (...)")
@@ -200,43 +200,64 @@ class Agent(ModelMixin, ConfigMixin):
         """
         return self.head(self.features(semantic))
 
-    def _checked(self, semantic: Tensor) -> Tensor:
-        expected = (self.slices, *self.semantic_shape)
-        if tuple(semantic.shape[1:]) != expected:
-            wanted = ", ".join(map(str, expected))
-            raise ConfigError(
-                f"semantic codes of shape {tuple(semantic.shape)}: this agent reads (b, {wanted}); "
-                "use the generator and the slices that it was trained with."
-            )
-        return semantic
+
+def checked_codes(agent: Any, semantic: Tensor) -> Tensor:
+    """The codes "b s ...", if they are what an agent with `slices` and `semantic_shape` reads; else ConfigError."""
+    expected = (agent.slices, *agent.semantic_shape)
+    if tuple(semantic.shape[1:]) != expected:
+        wanted = ", ".join(map(str, expected))
+        raise ConfigError(
+            f"semantic codes of shape {tuple(semantic.shape)}: this agent reads (b, {wanted}); "
+            "use the generator and the slices that it was trained with."
+        )
+    return semantic
 
 
-def save_agent(agent: Agent, card: AgentCard, folder: Path) -> None:
+def code_statistics(semantic: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and spread of every channel of codes "n s d ...", float64 "d"; a channel that never varies has spread 0."""
+    values = rearrange(semantic.double(), "n s d ... -> d (n s ...)")
+    mean, std = values.mean(1), values.std(1, correction=0)
+    return mean, torch.where(std > 1e-6 * std.amax(), std, 0.0)
+
+
+def save_agent(agent: Any, card: AgentCard, folder: Path, *, half: bool = False) -> None:
     """Write config.json, safetensors weights and card.yaml to `folder`; an earlier agent there is replaced.
+
+    agent: an `Agent` or a `ConvAgent`. half: store the weights in half precision, half the size; they are computed
+    with in single precision all the same.
 
     Errors: ConfigError for a folder of something else.
     """
     with whole_folder(folder, MODEL_FOLDER, overwrite=True) as whole:
-        agent.save_pretrained(whole, safe_serialization=True)
+        (copy.deepcopy(agent).half() if half else agent).save_pretrained(whole, safe_serialization=True)
         write_card(card, whole)
     agent.card = card
 
 
-def load_agent(source: str | Path) -> Agent:
-    """Read what `save_agent` wrote; in eval mode, with its card.
+def load_agent(source: str | Path) -> Any:
+    """Read what `save_agent` wrote, an `Agent` or a `ConvAgent`; in eval mode and single precision, with its card.
 
     source: folder or bundled name; a set ("lidc") stands for its agent.
 
     Errors: CheckpointError where the folder holds no agent.
     """
+    from diffcf.classifiers.conv_agent import ConvAgent
+
+    kinds = {"Agent": Agent, "ConvAgent": ConvAgent}
     folder = part_of(source, "agent")
     card = read_card(AgentCard, folder)
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"no weights in {folder}: copy the agent's folder again.")
     try:
-        loaded = Agent.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+        if kind not in kinds:
+            raise ValueError(f"config.json names the class {kind!r}, expected one of {', '.join(kinds)}")
+        loaded = kinds[kind].from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} holds no readable agent: {error}") from error
-    agent = cast(Agent, loaded).eval()
+    agent: Any = loaded
+    agent.float().eval()
     agent.card = card
     return agent

@@ -17,7 +17,7 @@ from diffcf.errors import ConfigError
 from diffcf.options import ExplainOptions
 
 if TYPE_CHECKING:
-    from diffcf.cards import Sampling
+    from diffcf.explain import Explainer
     from diffcf.report import Case
     from diffcf.types import Scan
 
@@ -66,6 +66,7 @@ def make_case(options: ExplainOptions) -> Case:
     with _stage("loading the models"):
         import torch
 
+        from diffcf.counterfactuals import METHODS
         from diffcf.explain import Explainer, ExplainSettings
 
         device = pick_device(options.device)
@@ -74,7 +75,10 @@ def make_case(options: ExplainOptions) -> Case:
             models.generator,
             models.classifier,
             models.agent,
-            ExplainSettings(residual_carry=options.residual_carry),
+            ExplainSettings(
+                method=METHODS[options.method]() if options.method else None,
+                residual_carry=True if options.residual_carry else None,
+            ),
             card=options.card,
             device=device,
             sampler=options.sampler,
@@ -88,18 +92,20 @@ def make_case(options: ExplainOptions) -> Case:
         explanation = explainer.explain(image, options.target, options.probability, options.seed)
     from diffcf.report import Case
 
-    asked = explainer.settings.shift.search.probability if options.probability is None else options.probability
+    asked = explainer.settings.search.probability if options.probability is None else options.probability
     return Case(
         explanation=explanation,
         scan=scan,
         patch=patch,
         classes=explainer.classes,
         probability=asked,
-        provenance=provenance(options, models, explainer.generator.generator.sampling, scan, device),
+        provenance=provenance(options, models, explainer, scan, device),
     )
 
 
-def provenance(options: ExplainOptions, models: Models, sampling: Sampling, scan: Scan, device: str) -> dict[str, Any]:
+def provenance(
+    options: ExplainOptions, models: Models, explainer: Explainer, scan: Scan, device: str
+) -> dict[str, Any]:
     """What the explanation was made from: names and content hashes, settings, seed and versions; no time, no host."""
     from diffcf.weights import content_hash
 
@@ -116,10 +122,12 @@ def provenance(options: ExplainOptions, models: Models, sampling: Sampling, scan
                 "hash": content_hash(folders[part], card=options.card if part == "classifier" else None),
             }
             for part in names
+            if folders[part] is not None
         },
+        "method": {"name": type(explainer.method).__name__, **dataclasses.asdict(explainer.method)},
         "scan_hash": scan_hash(scan),
         "seed": options.seed,
-        "sampling": dataclasses.asdict(sampling),
+        "sampling": dataclasses.asdict(explainer.generator.generator.sampling),
         "device": device,
         "versions": {
             "diffcf": __version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +13,18 @@ from diffcf.weights import part_of
 
 @dataclass(frozen=True)
 class Models:
-    """Where the three models of an explanation lie."""
+    """Where the models of an explanation lie; agent: None where there is none and the method can do without."""
 
     classifier: Path
     generator: Path
-    agent: Path
+    agent: Path | None
 
 
 def find_models(options: ExplainOptions) -> Models:
     """The classifier that the options name, with the generator and agent they name or that lie beside it.
 
-    Errors: CheckpointError for a name that is nothing; ConfigError, with the remedy, where no generator or agent lies
-    beside the classifier.
+    Errors: CheckpointError for a name that is nothing; ConfigError, with the remedy, where no generator lies beside the
+    classifier, or no agent and the method needs one.
     """
     classifier = part_of(options.classifier, "classifier")
     beside = (classifier if classifier.is_dir() else classifier.absolute()).parent
@@ -35,7 +36,9 @@ def find_models(options: ExplainOptions) -> Models:
             "  accelerate launch train/diffae.py --config configs/diffae/lidc.yaml "
             "--manifests '[MANIFEST.csv]' --out runs/generator\nand give --generator runs/generator."
         )
-    agent = part_of(options.agent, "agent") if options.agent else beside / "agent"
+    agent = part_of(options.agent, "agent") if options.agent else _agent_beside(beside, generator)
+    if not agent.is_dir() and not options.agent and not _follows_agent(options.method, generator):
+        return Models(classifier, generator, None)
     if not agent.is_dir():
         raise ConfigError(
             f"no agent beside the classifier ({agent} does not exist): give --agent, or train one for this classifier "
@@ -45,3 +48,25 @@ def find_models(options: ExplainOptions) -> Models:
             "and give --agent runs/agent/agent."
         )
     return Models(classifier, generator, agent)
+
+
+def _agent_beside(classifiers: Path, generator: Path) -> Path:
+    """The agent beside the classifier or the generator, whichever was trained over this generator."""
+    from diffcf.cards import AgentCard, read_card
+    from diffcf.weights import content_hash
+
+    places = [place / "agent" for place in dict.fromkeys((classifiers, generator.absolute().parent))]
+    found = [place for place in places if (place / "card.yaml").is_file()]
+    for place in found if len(found) > 1 else ():
+        if read_card(AgentCard, place).generator_hash == content_hash(generator):
+            return place
+    return found[0] if found else places[0]
+
+
+def _follows_agent(method: str | None, generator: Path) -> bool:
+    """Whether the method, or the default one for this generator, cannot do without an agent."""
+    if method is not None:
+        return method == "agent"
+    config = generator / "config.json"
+    spatial = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("code") == "spatial"
+    return not spatial

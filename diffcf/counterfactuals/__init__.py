@@ -1,15 +1,24 @@
 """Counterfactual search: a direction, a step along it, and the path between two classes."""
 
+from diffcf.counterfactuals.carry import Gate
 from diffcf.counterfactuals.direction import class_score, shift_direction, spread_covariance
+from diffcf.counterfactuals.methods import METHODS, Latent, LatentShift, Method, Minimal, Pixels, Shift
 from diffcf.counterfactuals.ray import Points, Ray
 from diffcf.counterfactuals.scorers import AgentScorer, ImageScorer
-from diffcf.counterfactuals.shift import Counterfactuals, Shift, counterfactual, other_class, path, rising_share
+from diffcf.counterfactuals.shift import Counterfactuals, counterfactual, other_class, path, rising_share
 from diffcf.counterfactuals.steps import StepFound, StepSearch, find_step
 
 __all__ = [
+    "METHODS",
     "AgentScorer",
     "Counterfactuals",
+    "Gate",
     "ImageScorer",
+    "Latent",
+    "LatentShift",
+    "Method",
+    "Minimal",
+    "Pixels",
     "Points",
     "Ray",
     "Shift",

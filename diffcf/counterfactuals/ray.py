@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffcf.counterfactuals.carry import Gate
 from diffcf.counterfactuals.direction import shifted
 from diffcf.types import Candidate, Code, Scorer
 
@@ -47,39 +48,55 @@ class Points:
 
 @dataclass
 class Effort:
-    """What has been evaluated, per sample, int "b": network evaluations of the generator and images scored."""
+    """What has been evaluated, per sample, int "b": network evaluations of the generator, those that a gradient went
+    back through, and images scored."""
 
     generator_forwards: Tensor
+    generator_backwards: Tensor
     blackbox_forwards: Tensor
+
+    @classmethod
+    def none(cls, samples: int) -> Effort:
+        """Nothing yet."""
+        return cls(*(torch.zeros(samples, dtype=torch.long) for _ in range(3)))
 
 
 class Ray:
     """Images and scores along one line in code space a sample.
 
-    The image of a point is D(q', e) (paper 004, Eq. 2) or, with residual carry, x + D(q', e) - D(q, e): what the
+    The image of a point is D(q', e) (paper 004, Eq. 2) or, with residual carry, x + gate(D(q', e) - D(q, e)): what the
     decoder cannot reproduce is taken over from the factual image, and step 0 is that image itself. Both are limited to
     [-1, 1] as the black box expects. `start` is the point of step 0; its image is the `reference` of every difference.
 
     image: "b s c h w". generator: a `SliceWise`, or anything with its `encode` and `decode`; where it has a counter
-    `forwards`, that is read, and otherwise a call counts as one. agent, blackbox: scorers of code and image. batch:
-    scans decoded at once.
+    `forwards`, that is read, and otherwise a call counts as one. blackbox: scorer of images; agent: scorer of codes, or
+    None, whose probabilities are NaN. gate: of the change that is carried. batch: scans decoded at once.
     """
 
     def __init__(
-        self, image: Tensor, *, generator: Any, agent: Scorer, blackbox: Scorer, residual_carry: bool, batch: int = 16
+        self,
+        image: Tensor,
+        *,
+        generator: Any,
+        blackbox: Scorer,
+        agent: Scorer | None = None,
+        residual_carry: bool = False,
+        gate: Gate | None = None,
+        batch: int = 16,
     ) -> None:
         self.factual = image
         self.residual_carry = residual_carry
-        self._generator, self._agent, self._blackbox, self._batch = generator, agent, blackbox, batch
-        nothing = torch.zeros(len(image), dtype=torch.long)
-        self.effort = Effort(nothing, nothing.clone())
+        self.agent, self.blackbox, self.batch = agent, blackbox, batch
+        self._generator, self._gate = generator, gate
+        self._glimpsed: Tensor | None = None
+        self.effort = Effort.none(len(image))
         everyone = torch.arange(len(image))
         with torch.no_grad():
             self.code = self._encode(image)
             self._base = self.decode(self.code, everyone)
             self.reconstruction = self._base.clamp(-1, 1)
-            self.agent_probability = agent(Candidate(self.code, self._undecoded)).softmax(1)
             self.factual_probability = self.score(self.code, image, everyone)
+            self.agent_probability = self.ask_agent(self.code)
             self.reconstruction_probability = self.score(self.code, self.reconstruction, everyone)
         self.direction = torch.zeros_like(self.code.semantic)
 
@@ -103,27 +120,81 @@ class Ray:
     def at(self, index: Tensor, step: Tensor) -> Points:
         """Decode and score samples `index` ("m", repeats allowed) shifted by `step` ("m")."""
         parts = []
-        for chosen, steps in zip(index.split(self._batch), step.split(self._batch), strict=True):
+        for chosen, steps in zip(index.split(self.batch), step.split(self.batch), strict=True):
             code = shifted(take(self.code, chosen), self.direction[chosen], steps)
-            image = self.decode(code, chosen)
-            if self.residual_carry:
-                image = self.factual[chosen] + (image - self._base[chosen])  # in this order a null edit is exact
-            image = image.clamp(-1, 1)
-            agent = self._agent(Candidate(code, self._undecoded)).softmax(1)
-            parts.append(Points(steps, code.semantic, image, self.score(code, image, chosen), agent))
+            image = self._composed(self.decode(code, chosen), self._base, chosen)
+            parts.append(Points(steps, code.semantic, image, self.score(code, image, chosen), self.ask_agent(code)))
         return Points.join(parts)
+
+    def glimpse(self, semantic: Tensor, index: Tensor) -> Tensor:
+        """The image of codes "m s ..." of samples `index` in one evaluation of the generator (`preview`), or decoded
+        where it has no such thing. Composed as every point is; differentiable in the code; counted."""
+        if self._glimpsed is None:
+            everyone = torch.arange(len(self.factual), device=self.factual.device)
+            with torch.no_grad():
+                parts = [self._preview(self.code.semantic[i], i) for i in everyone.split(self.batch)]
+            self._glimpsed = torch.cat(parts)
+        return self._composed(self._preview(semantic, index), self._glimpsed, index)
+
+    def glimpse_logits(self, semantic: Tensor, index: Tensor) -> Tensor:
+        """The black box's logits "m k" of `glimpse`, differentiable in the code."""
+        self.effort.blackbox_forwards += torch.bincount(index.cpu(), minlength=len(self.factual))
+        return self.logits_of(self.glimpse(semantic, index))
+
+    def logits_of(self, image: Tensor) -> Tensor:
+        """The black box's logits "m k" of images "m s c h w", differentiable in them."""
+        return self.blackbox(Candidate(Code(image), lambda _: image))
+
+    def agent_logits(self, semantic: Tensor, index: Tensor) -> Tensor:
+        """The agent's logits "m k" of codes, differentiable in them."""
+        assert self.agent is not None
+        stochastic = None if self.code.stochastic is None else self.code.stochastic[index]
+        return self.agent(Candidate(Code(semantic, stochastic), self._undecoded))
+
+    def _preview(self, semantic: Tensor, index: Tensor) -> Tensor:
+        before = getattr(self._generator, "forwards", None)
+        stochastic = None if self.code.stochastic is None else self.code.stochastic[index]
+        preview = getattr(self._generator, "preview", self._generator.decode)
+        image = preview(Code(semantic, stochastic))
+        spent = self._count_forwards(index, before)
+        if image.requires_grad:
+            self.effort.generator_backwards += spent
+        return image
+
+    def _composed(self, image: Tensor, base: Tensor, index: Tensor) -> Tensor:
+        if self.residual_carry:
+            change = image - base[index]
+            if self._gate is not None:
+                change = self._gate(change)
+            image = self.factual[index] + change  # in this order a null edit is exact
+        return image.clamp(-1, 1)
+
+    @torch.no_grad()
+    def ask_agent(self, code: Code) -> Tensor:
+        """The agent's probabilities of codes, "m k"; NaN without an agent."""
+        if self.agent is None:
+            return torch.full((len(code.semantic), self.factual_probability.shape[1]), torch.nan).to(self.factual)
+        return self.agent(Candidate(code, self._undecoded)).softmax(1)
 
     @torch.no_grad()
     def agent_at(self, index: Tensor, step: Tensor) -> Tensor:
         """The agent's probabilities alone, "m k": no image is decoded."""
-        code = shifted(take(self.code, index), self.direction[index], step)
-        return self._agent(Candidate(code, self._undecoded)).softmax(1)
+        return self.ask_agent(shifted(take(self.code, index), self.direction[index], step))
+
+    @torch.no_grad()
+    def glimpse_at(self, index: Tensor, step: Tensor) -> Tensor:
+        """The black box's probabilities of the points' previews, "m k": one evaluation each."""
+        parts = []
+        for chosen, steps in zip(index.split(self.batch), step.split(self.batch), strict=True):
+            code = shifted(take(self.code, chosen), self.direction[chosen], steps)
+            parts.append(self.score(code, self.glimpse(code.semantic, chosen), chosen))
+        return torch.cat(parts)
 
     @torch.no_grad()
     def decode(self, code: Code, index: Tensor) -> Tensor:
         """D(code) of samples `index`, not clamped, counted."""
         parts = []
-        for chosen in torch.arange(len(index)).split(self._batch):
+        for chosen in torch.arange(len(index)).split(self.batch):
             before = getattr(self._generator, "forwards", None)
             parts.append(self._generator.decode(take(code, chosen.to(code.semantic.device))))
             self._count_forwards(index[chosen.to(index.device)], before)
@@ -133,16 +204,16 @@ class Ray:
     def score(self, code: Code, image: Tensor, index: Tensor) -> Tensor:
         """The black box's probabilities of codes already decoded to images, samples `index`, "m k", counted."""
         parts = []
-        for chosen in torch.arange(len(index), device=image.device).split(self._batch):
+        for chosen in torch.arange(len(index), device=image.device).split(self.batch):
             known = Candidate(take(code, chosen), lambda _, chosen=chosen: image[chosen])
-            logits = self._blackbox(known)
+            logits = self.blackbox(known)
             parts.append(logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1))
         self.effort.blackbox_forwards += torch.bincount(index.cpu(), minlength=len(self.factual))
         return torch.cat(parts)
 
     def _encode(self, image: Tensor) -> Code:
         parts = []
-        for chosen in torch.arange(len(image)).split(self._batch):
+        for chosen in torch.arange(len(image)).split(self.batch):
             before = getattr(self._generator, "forwards", None)
             parts.append(self._generator.encode(image[chosen.to(image.device)]))
             self._count_forwards(chosen, before)
@@ -152,9 +223,11 @@ class Ray:
             None if stochastic[0] is None else torch.cat([part for part in stochastic if part is not None]),
         )
 
-    def _count_forwards(self, index: Tensor, before: int | None) -> None:
+    def _count_forwards(self, index: Tensor, before: int | None) -> Tensor:
         spent = 1 if before is None else int(self._generator.forwards) - before
-        self.effort.generator_forwards += spent * torch.bincount(index.cpu(), minlength=len(self.factual))
+        each = spent * torch.bincount(index.cpu(), minlength=len(self.factual))
+        self.effort.generator_forwards += each
+        return each
 
     @staticmethod
     def _undecoded(code: Code) -> Tensor:

@@ -1,41 +1,27 @@
-"""Counterfactuals as paper 004 searches them: a shift of the code along the agent's direction, judged by the black box.
+"""From an image to its counterfactual: along the direction that a method proposes, judged by the black box.
 
-Every point is decoded and scored by the black box itself; the agent only says where to go.
+Every point is decoded and scored by the black box itself; the method only says where to go.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from diffcf.counterfactuals.direction import Covariance, Score, shift_direction
+from diffcf.counterfactuals.methods import Method, ProbabilitiesAt, Proposal, Shift
 from diffcf.counterfactuals.ray import Points, Ray
 from diffcf.counterfactuals.steps import StepFound, StepSearch, find_step
 from diffcf.errors import ConfigError
 from diffcf.types import Code, Scorer, Solution
 
-AGENT_EVALUATIONS = 40  # of the agent's own search for its first step, which decodes nothing
-SMALLEST_FIRST = 0.05  # where the agent already says the target
+CHEAP_EVALUATIONS = 40  # of the search for the first step among points that decode nothing, or in one evaluation
+SMALLEST_FIRST = 0.05  # where the target is reached at the start
 LONGEST_BACK = 4.0  # spreads of the codes: further out there is nothing that the generator has seen
 MOST_BACK = 6  # points asked about on the way back, which is shown and not an answer
-
-
-@dataclass(frozen=True)
-class Shift:
-    """The solver: follow the gradient of which score, how far.
-
-    score: "logit" is the paper's y'_i, "log_odds" the logit against the others (`class_score`).
-    search: for the step.
-    batch: scans decoded at once.
-    """
-
-    score: Score = "log_odds"
-    search: StepSearch = field(default_factory=StepSearch)
-    batch: int = 16
 
 
 @dataclass(frozen=True)
@@ -44,7 +30,8 @@ class Counterfactuals:
 
     ray: the factual images, their codes, reconstructions and scores, and the line searched. target: int "b".
     start: the points of step 0. end: the counterfactuals, or the best points where `reachable` (bool "b") says that
-    the asked probability was not reached. found: how the search for the step ended.
+    the asked probability was not reached. found: how the search for the step, with the settings `search`, ended.
+    proposal: the method's.
     """
 
     ray: Ray
@@ -52,6 +39,8 @@ class Counterfactuals:
     start: Points
     end: Points
     found: StepFound
+    search: StepSearch
+    proposal: Proposal
 
     @property
     def reachable(self) -> Tensor:
@@ -69,6 +58,11 @@ class Counterfactuals:
         return Solution(self.end.semantic, self.found.converged, self.found.evaluations, self.found.bracket)
 
     @property
+    def asked_agent(self) -> bool:
+        """Whether an agent has read the codes."""
+        return self.ray.agent is not None
+
+    @property
     def code(self) -> Code:
         """The edited codes."""
         return Code(self.end.semantic, self.ray.code.stochastic)
@@ -84,26 +78,36 @@ def counterfactual(
     target: Tensor | None = None,
     *,
     generator: Any,
-    agent: Scorer,
     blackbox: Scorer,
-    solver: Shift | None = None,
-    covariance: Covariance | None = None,
-    residual_carry: bool = False,
+    agent: Scorer | None = None,
+    method: Method | None = None,
+    search: StepSearch | None = None,
+    residual_carry: bool | None = None,
+    batch: int = 16,
 ) -> Counterfactuals:
-    """Find the smallest shift at which the black box gives `target` the asked probability (paper 004, section 2.3).
+    """Find a point where the black box gives `target` the asked probability.
 
-    image: "b s c h w" in [-1, 1]. target: int "b"; None takes `other_class` of the black box's scores.
-    covariance: the metric of the direction and the unit of steps (`shift_direction`).
-    Errors: ConfigError for a target that is no class.
+    image: "b s c h w" in [-1, 1]. target: int "b"; None takes `other_class` of the black box's scores. agent: a scorer
+    of codes, for methods that need or use one. method: where to look; None is paper 004's `Shift`. search: how far.
+    residual_carry: None is the method's own way. batch: scans decoded at once.
+
+    Errors: ConfigError for a target that is no class, and for a method without what it needs.
     """
-    solver = solver or Shift()
+    method, search = method or Shift(), search or StepSearch()
+    if method.needs_agent and agent is None:
+        raise ConfigError(
+            f"the method {type(method).__name__} follows an agent, and there is none; give one, or take another method."
+        )
+    carry = method.residual_carry if residual_carry is None else residual_carry
+    space = method.space(generator)
     ray = Ray(
         image,
-        generator=generator,
-        agent=agent,
+        generator=space,
         blackbox=blackbox,
-        residual_carry=residual_carry,
-        batch=solver.batch,
+        agent=agent if space is generator else None,  # it reads no other code
+        residual_carry=carry,
+        gate=method.gate,
+        batch=batch,
     )
     classes = ray.factual_probability.shape[1]
     if target is None:
@@ -111,31 +115,33 @@ def counterfactual(
     target = target.to(image.device)
     if target.shape != (len(image),) or bool(((target < 0) | (target >= classes)).any()):
         raise ConfigError(f"target {target.tolist()}: expected {len(image)} class indices from 0 to {classes - 1}.")
-    ray.direction = shift_direction(agent, ray.code, target, score=solver.score, covariance=covariance)
-    end, found = walk(ray, target, solver.search, sign=1)
-    return Counterfactuals(ray, target, ray.start, end, found)
+    proposal = method.propose(ray, target, search)
+    ray.direction = proposal.direction
+    end, found = walk(ray, target, search, proposal.cheap, sign=1)
+    return Counterfactuals(ray, target, ray.start, end, found, search, proposal)
 
 
-def walk(ray: Ray, wanted: Tensor, search: StepSearch, *, sign: int) -> tuple[Points, StepFound]:
+def walk(
+    ray: Ray, wanted: Tensor, search: StepSearch, cheap: ProbabilitiesAt, *, sign: int
+) -> tuple[Points, StepFound]:
     """Search along the ray (sign 1) or against it (-1) for the asked probability of class `wanted`, int "b".
 
-    The agent's own crossing, which costs no decoding, is the first step tried. Returns the points with signed steps.
+    The first step tried is where `cheap`, which costs no decoding, reaches it. Returns the points with signed steps.
     """
     rounds: list[tuple[Tensor, Points]] = []
     start = ray.start
+
+    def by_cheap(index: Tensor, step: Tensor) -> Tensor:
+        return _of(cheap(index, sign * step), wanted[index])
 
     def by_blackbox(index: Tensor, step: Tensor) -> Tensor:
         points = ray.at(index, sign * step)
         rounds.append((index, points))
         return _of(points.probability, wanted[index])
 
-    def by_agent(index: Tensor, step: Tensor) -> Tensor:
-        return _of(ray.agent_at(index, sign * step), wanted[index])
-
-    one = torch.ones_like(start.step)
-    guess = find_step(
-        by_agent, _of(start.agent_probability, wanted), one, replace(search, evaluations=AGENT_EVALUATIONS)
-    )
+    one, everyone = torch.ones_like(start.step), torch.arange(len(wanted), device=wanted.device)
+    at_start = by_cheap(everyone, 0 * one)
+    guess = find_step(by_cheap, at_start, one, replace(search, evaluations=CHEAP_EVALUATIONS))
     first = torch.where(guess.reached, guess.step, one).clamp(min=SMALLEST_FIRST)
     found = find_step(by_blackbox, _of(start.probability, wanted), first, search)
     ends = []
@@ -148,7 +154,7 @@ def walk(ray: Ray, wanted: Tensor, search: StepSearch, *, sign: int) -> tuple[Po
     return Points.join(ends), found
 
 
-def path(found: Counterfactuals, solver: Shift, points: int = 9) -> Points:
+def path(found: Counterfactuals, points: int = 9) -> Points:
     """The way from one class to the other: n points of rising step, fields "n b ..." (paper 004, Fig. 2).
 
     It ends at the counterfactual and holds the start. It begins where the black box gives the opposite class - its
@@ -163,8 +169,8 @@ def path(found: Counterfactuals, solver: Shift, points: int = 9) -> Points:
         raise ConfigError(f"a path of {points} points: expected at least 3, two ends and the start.")
     ray = found.ray
     decided = ray.start.probability.scatter(1, rearrange(found.target, "b -> b 1"), -1.0)
-    search = replace(solver.search, longest=LONGEST_BACK, evaluations=min(MOST_BACK, solver.search.evaluations))
-    opposite, behind = walk(ray, decided.argmax(1), search, sign=-1)
+    search = replace(found.search, longest=LONGEST_BACK, evaluations=min(MOST_BACK, found.search.evaluations))
+    opposite, behind = walk(ray, decided.argmax(1), search, found.proposal.cheap, sign=-1)
     moved = rearrange(found.end.step > 0, "b -> b 1")
     samples = range(len(found.target))
     grids = [

@@ -76,10 +76,42 @@ class DiffusionGenerator(nn.Module):
         decode = dpm_solver_decode if self.sampling.sampler == "dpm" else ddim_decode
         return decode(denoiser, rearrange(code.stochastic, "b 1 c h w -> b c h w"), self.grid)
 
+    def preview(self, code: Code) -> Tensor:
+        """What one evaluation says of a code: E[x_0 | x_T, z], "b c h w"; not clamped.
+
+        The denoiser's own prediction at the noisiest level, x_0 = alpha x_T - sigma v. How close it comes to `decode`
+        is how much of the image the semantic code holds; differentiable in it. A pair of states shows its second. A
+        network that predicts epsilon says nothing of the image at that level, and is decoded in full.
+        """
+        if self.model.config.prediction == "epsilon":  # pyright: ignore[reportAttributeAccessIssue]
+            return self.decode(code)
+        if code.stochastic is None:
+            raise ConfigError("a code without x_T cannot be previewed; draw one with fresh_stochastic.")
+        noise = code.stochastic[:, -1]
+        t = torch.full((len(noise),), int(self.grid.timesteps[-1]), device=noise.device)
+        alpha, sigma = self.model.levels(t, noise)
+        return (noise - sigma * self._denoiser(code.semantic)(noise, t)) / alpha
+
+    @property
+    def spatial(self) -> bool:
+        """Whether the semantic code is a map."""
+        return self.model.config.code == "spatial"  # pyright: ignore[reportAttributeAccessIssue]
+
     @property
     def states(self) -> int:
         """n of a stochastic code "b n c h w"."""
         return 2 if self.sampling.sampler == "obelm" else 1
+
+    def purified(self, image: Tensor, seed: int, noise: float = 0.25) -> Tensor:
+        """The image "b c h w" after noise and denoising, DiffPure (Nie et al. 2022) with the image's own code.
+
+        noise: sigma / alpha where denoising starts, in units of the image. What is finer than the noise, as adversarial
+        patterns are, is gone; what the generator takes for content comes back. Not clamped.
+        """
+        level = int((self.grid.ratio - noise).abs()[1:].argmin()) + 1
+        part = Grid(self.grid.timesteps[:level], self.grid.alpha[: level + 1], self.grid.sigma[: level + 1])
+        noisy = forward_noise(image, self._noise(len(image), seed).to(image), part)
+        return ddim_decode(self._denoiser(self.encode_semantic(image)), noisy, part)
 
     def fresh_stochastic(self, semantic: Tensor, seed: int) -> Tensor:
         """A stochastic code "b n c h w" of white noise for semantic codes "b ...", the same on every device."""
@@ -127,6 +159,11 @@ class SliceWise(nn.Module):
         return self.generator.card
 
     @property
+    def spatial(self) -> bool:
+        """Whether the semantic code is a map."""
+        return self.generator.spatial
+
+    @property
     def forwards(self) -> int:
         """Network evaluations per slice so far."""
         return self.generator.forwards
@@ -149,6 +186,17 @@ class SliceWise(nn.Module):
         slices = code.semantic.shape[1]
         stochastic = None if code.stochastic is None else code.stochastic.flatten(0, 1)
         return _lifted(self.generator.decode(Code(code.semantic.flatten(0, 1), stochastic)), slices)
+
+    def preview(self, code: Code) -> Tensor:
+        """Code -> what one evaluation a slice says of it, "b s c h w"."""
+        slices = code.semantic.shape[1]
+        stochastic = None if code.stochastic is None else code.stochastic.flatten(0, 1)
+        return _lifted(self.generator.preview(Code(code.semantic.flatten(0, 1), stochastic)), slices)
+
+    def purified(self, image: Tensor, seed: int, noise: float = 0.25) -> Tensor:
+        """Scan "b s c h w" after noise and denoising of every slice."""
+        flat = self.generator.purified(rearrange(image, "b s c h w -> (b s) c h w"), seed, noise)
+        return _lifted(flat, image.shape[1])
 
     def fresh_stochastic(self, semantic: Tensor, seed: int) -> Tensor:
         """Stochastic codes "b s n c h w" of white noise for semantic codes "b s ..."; each slice has its own."""

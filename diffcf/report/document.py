@@ -30,6 +30,10 @@ def document(case: Case) -> dict[str, Any]:
         values = to_numpy(probability).reshape(-1)
         return {name: float(value) for name, value in zip(case.classes, values, strict=True)}
 
+    def asked(probability: Tensor) -> dict[str, float] | None:
+        """Scores of an agent, None where no agent was asked."""
+        return scores(probability) if bool(probability.isfinite().all()) else None
+
     steps = to_numpy(explanation.path_steps)
     order = np.argsort(steps, kind="stable")
     return {
@@ -56,7 +60,7 @@ def document(case: Case) -> dict[str, Any]:
                 "reconstruction": scores(explanation.reconstruction_probability),
                 "counterfactual": scores(explanation.counterfactual_probability),
             },
-            "agent": {"factual": scores(explanation.agent_probability)},
+            "agent": {"factual": asked(explanation.agent_probability)},
         },
         "search": {
             "converged": bool(explanation.solution.converged[0]),
@@ -68,7 +72,7 @@ def document(case: Case) -> dict[str, Any]:
             {
                 "step": float(steps[point]),
                 "blackbox": scores(explanation.path_probability[point, 0]),
-                "agent": scores(explanation.path_agent_probability[point, 0]),
+                "agent": asked(explanation.path_agent_probability[point, 0]),
             }
             for point in order
         ],

@@ -111,7 +111,8 @@ def _draw(case: Case) -> Figure:
     axes.axhline(0.5, color="#bbbbbb", lw=0.6)
     if case.probability is not None and abs(case.probability - 0.5) > 1e-6:
         axes.axhline(case.probability, color="#bbbbbb", lw=0.6, ls=":")
-    axes.plot(path.steps, path.agent, color="#999999", lw=1, ls="--", label="agent")
+    if np.isfinite(path.agent).all():
+        axes.plot(path.steps, path.agent, color="#999999", lw=1, ls="--", label="agent")
     axes.plot(path.steps, path.blackbox, color=BLUE, lw=1.2, label="black box")
     axes.plot(path.steps[chosen], path.blackbox[chosen], color=BLUE, marker="o", ms=3.5, ls="none")
     axes.plot(path.steps[path.start], path.blackbox[path.start], color=BLUE, marker="o", ms=5.5, mfc="white")
@@ -121,7 +122,7 @@ def _draw(case: Case) -> Figure:
     axes.tick_params(labelsize=7.5, length=2)
     name = case.classes[case.target]
     axes.set_ylabel(f"P({name})" if len(name) <= 12 else "P(target)", fontsize=8)
-    axes.set_xlabel("step along the agent's direction; dots: the pictures above", fontsize=7.5, color=GREY)
+    axes.set_xlabel("step along the direction of the search; dots: the pictures above", fontsize=7.5, color=GREY)
     axes.legend(frameon=False, fontsize=7, loc="best")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -10,17 +10,19 @@ import torch
 from diffcf.counterfactuals import AgentScorer, ImageScorer, Shift, StepSearch, counterfactual, path, rising_share
 from diffcf.errors import ConfigError
 
-EXACT = Shift(search=StepSearch(0.8, evaluations=60, tolerance=0.0, resolution=1e-7))
+EXACT = StepSearch(0.8, evaluations=60, tolerance=0.0, resolution=1e-7)
+GRADIENT = Shift(metric="none")
 
 
-def find(world, target=None, solver=EXACT, **options):
+def find(world, target=None, search=EXACT, method=GRADIENT, **options):
     return counterfactual(
         world.image,
         target,
         generator=world.generator,
         agent=AgentScorer(world.agent),
         blackbox=ImageScorer(world.blackbox),
-        solver=solver,
+        method=method,
+        search=search,
         **options,
     )
 
@@ -30,7 +32,7 @@ def find(world, target=None, solver=EXACT, **options):
 def test_step_and_image_have_a_closed_form(make_world, carry: bool, score) -> None:
     world = make_world()
     target = torch.tensor([1, 0, 1, 0])
-    found = find(world, target, dataclasses.replace(EXACT, score=score), residual_carry=carry)
+    found = find(world, target, method=dataclasses.replace(GRADIENT, score=score), residual_carry=carry)
     sign = torch.where(target == 1, 1.0, -1.0).double()
     asked = torch.tensor(0.8, dtype=torch.float64).logit()
     exact = ((asked - sign * world.margin(world.image)) / world.slope()).clamp(min=0)
@@ -77,7 +79,7 @@ def test_residual_carry_keeps_what_the_decoder_forgets(make_world) -> None:
 def test_images_stay_inside_the_window(make_world) -> None:
     world = make_world(gain=0.5)  # a weak black box: large steps
     world.image = (world.image * 9).clamp(-1, 1)
-    found = find(world, solver=Shift(search=StepSearch(0.9, longest=100)))
+    found = find(world, search=StepSearch(0.9, longest=100))
     assert found.end.image.abs().max() <= 1
     assert found.end.step.max() > 5
 
@@ -85,10 +87,10 @@ def test_images_stay_inside_the_window(make_world) -> None:
 def test_a_target_out_of_reach_is_named_so(make_world) -> None:
     world = make_world()
     world.blackbox.forward = lambda image: torch.tensor([[3.0, 0.0]], dtype=image.dtype).expand(len(image), 2)
-    found = find(world, torch.ones(4, dtype=torch.long), Shift())
+    found = find(world, torch.ones(4, dtype=torch.long), StepSearch())
     assert not found.reachable.any()
     assert (found.end.step == 0).all()
-    way = path(found, Shift(), points=5)
+    way = path(found, points=5)
     assert way.step[0].tolist() == [0, 0, 0, 0]
     assert way.step[-1].tolist() == [1, 1, 1, 1]
 
@@ -105,7 +107,7 @@ def test_a_target_that_is_no_class(make_world) -> None:
 def test_the_path_runs_from_one_class_to_the_other(make_world, points: int, carry: bool) -> None:
     world = make_world(lost=2)
     found = find(world, residual_carry=carry)
-    way = path(found, EXACT, points)
+    way = path(found, points)
     assert way.image.shape == (points, 4, 2, 1, 4, 4)
     assert (way.step.diff(dim=0) > 0).all()
     assert ((way.step == 0).sum(0) == 1).all()
@@ -128,32 +130,32 @@ def test_the_path_runs_from_one_class_to_the_other(make_world, points: int, carr
 
 def test_a_path_needs_three_points(make_world) -> None:
     with pytest.raises(ConfigError, match="at least 3"):
-        path(find(make_world()), EXACT, 2)
+        path(find(make_world()), 2)
 
 
 def test_every_evaluation_is_counted(make_world) -> None:
     world = make_world()
-    found = find(world, solver=Shift())
+    found = find(world, search=StepSearch())
     effort = found.ray.effort
     assert effort.generator_forwards.tolist() == (5 * (2 + found.found.evaluations)).tolist()  # encode, base, search
     assert effort.blackbox_forwards.tolist() == (2 + found.found.evaluations).tolist()
     assert int(effort.blackbox_forwards.sum()) == world.blackbox.calls
-    path(found, Shift())
+    path(found)
     assert int(effort.blackbox_forwards.sum()) == world.blackbox.calls
     assert (effort.generator_forwards == 5 * effort.blackbox_forwards).all()
 
 
 def test_batches_change_nothing(make_world) -> None:
     world = make_world(batch=5)
-    whole, single = find(world, solver=Shift()), find(world, solver=Shift(batch=1))
+    whole, single = find(world, search=StepSearch()), find(world, search=StepSearch(), batch=1)
     torch.testing.assert_close(whole.end.image, single.end.image, rtol=0, atol=1e-12)
     assert whole.ray.effort.generator_forwards.tolist() == single.ray.effort.generator_forwards.tolist()
     for sample in range(5):
         world.image, alone = whole.ray.factual[sample : sample + 1], None
-        alone = find(world, solver=Shift())
+        alone = find(world, search=StepSearch())
         torch.testing.assert_close(alone.end.image[0], whole.end.image[sample], rtol=0, atol=1e-12)
 
 
 def test_nothing_asks_for_gradients(make_world) -> None:
-    found = find(make_world(), solver=Shift())
+    found = find(make_world(), search=StepSearch())
     assert not any(value.requires_grad for value in (*found.end.fields(), found.ray.direction))

@@ -3,9 +3,10 @@
     python -m diffcf.data.phantom --kind fibrosis --count 3000 --size 64 --out runs/data/phantom
     python -m diffcf.data.phantom --kind fibrosis --count 731 --imbalance 0.037 --out runs/data/rare
     python -m diffcf.data.phantom --kind nodule --count 3000 --shortcut symbol --test-correlation -1 --out runs/mark
+    python -m diffcf.data.phantom --kind nodule --count 3000 --shortcut symbol --correlation 0 --label mark --out r/mark
 
 A shortcut goes with the label in train and val (--correlation); in test it can be random (--test-correlation 0) or
-reversed (-1), which shows what a classifier has learnt.
+reversed (-1), which shows what a classifier has learnt. --label mark makes the mark itself what is to be told.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--test-correlation", type=float, help="of mark and label in the test split (default: the same)"
     )
+    parser.add_argument("--label", choices=("disease", "mark"), default="disease", help="by what (default disease)")
     options = parser.parse_args(arguments)
     try:
         shortcut = Shortcut(options.shortcut, options.correlation) if options.shortcut else None
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             scans_per_patient=options.scans_per_patient,
             shortcut=shortcut,
             test_correlation=options.test_correlation,
+            label=options.label,
         )
         manifest = write_scenes(wanted, options.out)
     except DiffcfError as error:

@@ -27,7 +27,9 @@ SEEDS = 1_000_000  # scene i of the set with seed s has seed SEEDS * (s + 1) + i
 class PhantomSet:
     """What to make. size: pixels a side. slices: of a chest. scans_per_patient: nodules or follow-ups of one patient.
 
-    shortcut: in train and val with its own correlation, in test with `test_correlation` (None: the same).
+    shortcut: in train and val with its own correlation, in test with `test_correlation` (None: the same). label: what
+    a scene is labelled by, and what its mask shows: the disease, or the mark, which with correlation 0 makes a set
+    whose labels nothing but the mark can tell.
     """
 
     kind: Kind
@@ -39,6 +41,7 @@ class PhantomSet:
     scans_per_patient: int = 1
     shortcut: Shortcut | None = None
     test_correlation: float | None = None
+    label: Literal["disease", "mark"] = "disease"
 
     def scene(self, index: int, shortcut: Shortcut | None) -> Scene:
         """Scene `index` of the set."""
@@ -73,6 +76,8 @@ def write_scenes(wanted: PhantomSet, out: str | Path) -> Manifest:
         )
     if wanted.test_correlation is not None and wanted.shortcut is None:
         raise ConfigError("a correlation in the test split needs a shortcut; name its kind.")
+    if wanted.label == "mark" and wanted.shortcut is None:
+        raise ConfigError("labels by the mark need a shortcut; name its kind.")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -104,12 +109,15 @@ def _write(wanted: PhantomSet, index: int, folder: Path) -> ManifestRow:
         for number, region in enumerate(scene.regions.values(), start=1):
             regions[region > 0] = number
         write_nifti(regions, scene.scan, folder / "regions" / name)
+    label, cause = scene.label, scene.cause
+    if wanted.label == "mark" and scene.shortcut is not None and scene.shortcut_class is not None:
+        label, cause = scene.shortcut_class, scene.shortcut
     return ManifestRow(
         path=write_nifti(scene.scan.volume, scene.scan, folder / "scans" / name),
         patient=patient,
-        label=scene.label,
+        label=label,
         split=split,
-        mask=write_nifti(scene.cause, scene.scan, folder / "masks" / name),
+        mask=write_nifti(cause, scene.scan, folder / "masks" / name),
         attributes=attributes,
-        notes={"class": scene.classes[scene.label]},
+        notes={"class": scene.classes[label]},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -78,3 +78,18 @@ def add_shortcut(volume: np.ndarray, label: int, shortcut: Shortcut, seed: int) 
     where = np.zeros(volume.shape, np.uint8)
     where[..., rows, columns] = mark
     return volume, where, points_to
+
+
+def read_symbol(volume: np.ndarray, shortcut: Shortcut) -> int:
+    """The class that the symbol in HU "z y x" points to, read as it was painted: 1 for a +, 0 for a -.
+
+    It is a + where the upright arms are nearer to the bar in HU than to what lies around the symbol.
+    """
+    blank = np.zeros(volume.shape, np.float32)
+    plus = add_shortcut(blank, 1, replace(shortcut, correlation=1), 0)[0] != 0
+    bar = add_shortcut(blank, 0, replace(shortcut, correlation=1), 0)[0] != 0
+    rows, columns = np.nonzero(plus.any(0))[0], np.nonzero(plus.any(0))[1]
+    around = np.zeros(volume.shape, bool)
+    around[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    arms, outside = plus & ~bar, around & ~plus
+    return int(volume[arms].mean() > (volume[bar].mean() + volume[outside].mean()) / 2)

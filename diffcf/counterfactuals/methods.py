@@ -1,0 +1,263 @@
+"""Methods: where a counterfactual is looked for. How far to go is then asked of the black box on decoded images.
+
+A method proposes a direction in the code of each sample, "z plus this is an answer, more or less"; the line search in
+`shift` finds the point on it where the black box itself gives the asked probability.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from diffcf.counterfactuals.carry import Gate
+from diffcf.counterfactuals.direction import Covariance, Score, shift_direction, spread_covariance
+from diffcf.counterfactuals.objective import Loss, Objective, spread
+from diffcf.counterfactuals.ray import Ray
+from diffcf.counterfactuals.solvers import Adam, GradientDescent, ProximalGradient
+from diffcf.counterfactuals.steps import StepSearch
+from diffcf.distances import L1, GroupL1
+from diffcf.errors import ConfigError
+from diffcf.generators.pixels import PixelGenerator
+from diffcf.types import Candidate, Solution
+
+ProbabilitiesAt = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Where to look, for b samples.
+
+    direction: "b ..." like the code. cheap: (sample indices "m", steps "m") -> probabilities "m k" on the line that
+    cost little; the line search starts where they cross. solution: of the solver that found the direction; None where
+    there was none.
+    """
+
+    direction: Tensor
+    cheap: ProbabilitiesAt
+    solution: Solution | None = None
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A new method is a frozen dataclass with `propose`.
+
+    needs_agent: it cannot do without one. residual_carry: how its explanations are composed where nothing else is
+    asked for.
+    """
+
+    needs_agent: ClassVar[bool] = False
+    residual_carry: ClassVar[bool] = True
+
+    @property
+    def gate(self) -> Gate | None:
+        """Of the change that is carried."""
+        return None
+
+    def space(self, generator: Any) -> Any:
+        """The generator whose code is searched: the given one."""
+        return generator
+
+    @abstractmethod
+    def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
+        """A direction for every sample of the ray; target int "b"."""
+
+
+@dataclass(frozen=True)
+class Shift(Method):
+    """Paper 004: along the gradient of the agent, which decodes nothing.
+
+    score: "logit" is the paper's y'_i, "log_odds" the logit against the others (`class_score`).
+    metric: which steps count as equally long, and so which direction is the steepest. "pattern": in the covariance of
+        the agent's training codes, all slices together, which turns the gradient into the pattern of what it reads
+        (`diffcf.classifiers.agent`); "spread": in their standard deviations, channel by channel; "none": in the code's
+        own unit, which makes the direction the plain gradient of paper 004, Eq. 2. The latter two follow what cancels
+        out over real codes, too: on phantoms they move the agent and not the black box.
+    """
+
+    score: Score = "log_odds"
+    metric: Literal["pattern", "spread", "none"] = "pattern"
+
+    needs_agent: ClassVar[bool] = True
+    residual_carry: ClassVar[bool] = False
+
+    def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
+        """The agent's direction; the first step is where the agent itself crosses, which costs no decoding."""
+        if ray.agent is None:
+            raise ConfigError("this method follows an agent, and there is none; give one, or take another method.")
+        covariance = self._covariance(ray.agent)
+        direction = shift_direction(ray.agent, ray.code, target, score=self.score, covariance=covariance)
+        return Proposal(direction, ray.agent_at)
+
+    def _covariance(self, agent: Any) -> Covariance | None:
+        if self.metric == "none":
+            return None
+        return agent.agent.covariance if self.metric == "pattern" else spread_covariance(agent.agent.scale)
+
+
+@dataclass(frozen=True)
+class LatentShift(Method):
+    """Cohen et al. 2021, "Gifsplanation via latent shift": along the black box's own gradient, through the decoder."""
+
+    residual_carry: ClassVar[bool] = False
+
+    def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
+        """The gradient at the factual code, one step of it as long as the code itself."""
+        everyone, code = _everyone(ray), ray.code.semantic
+
+        def through(candidate: Candidate) -> Tensor:
+            return ray.glimpse_logits(candidate.code.semantic, everyone)
+
+        unit = shift_direction(through, ray.code, target)
+        return Proposal(unit * spread(code.flatten(1).norm(dim=1), code), ray.glimpse_at)
+
+
+@dataclass(frozen=True)
+class Latent(Method):
+    """The default: sparse proximal steps on a spatial code, asked of black box and agent together.
+
+        argmin_z'  loss(f(x')) + agent_weight * loss(agent(z')) + distance_weight * sum over places |z'_p - z_p|
+
+    with x' = x + gate(D(z') - D(z)) and D the generator's one-evaluation preview. Codes are measured in spreads of the
+    agent's training codes. The search starts where the agent alone would go, which decodes nothing: the black box's
+    gradient through a decoder also finds changes that only this black box sees, and the agent, which has learnt from
+    codes of whole images, holds it to what images have. Without an agent the black box is asked alone. Group
+    soft-thresholding leaves all other places exactly as they are.
+
+    asked: the margin that both are asked for in the search, as a probability; the line search comes back from there.
+    """
+
+    agent_weight: float = 1.0
+    distance_weight: float = 0.1
+    asked: float = 0.9
+    agent_steps: int = 100
+    solver: ProximalGradient = field(default_factory=lambda: ProximalGradient(steps=30))
+    threshold: float = 0.08
+
+    @property
+    def gate(self) -> Gate | None:
+        """Of the change that is carried."""
+        return Gate(self.threshold) if self.threshold else None
+
+    def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
+        """The solution's code less the factual one."""
+        loss, agent = Loss("margin", max(self.asked, search.probability)), ray.agent
+        network = getattr(agent, "agent", None)
+        scale = 1.0 if network is None else torch.where(network.scale > 0, network.scale, 1.0)
+        origin = ray.code.semantic / scale
+
+        def of_agent(value: Tensor, index: Tensor) -> Tensor:
+            return loss(ray.agent_logits(value * scale, index), target[index])
+
+        def of_both(value: Tensor, index: Tensor) -> Tensor:
+            told = loss(ray.glimpse_logits(value * scale, index), target[index])
+            return told if agent is None else told + self.agent_weight * of_agent(value, index)
+
+        objective = Objective(of_both, origin, _weights(self.distance_weight, origin), GroupL1())
+        start = origin
+        if agent is not None:
+            alone = replace(self.solver, steps=self.agent_steps)
+            start = alone(replace(objective, loss_at=of_agent), origin).value
+        solution = self.solver(objective, start)
+        return Proposal((solution.value - origin) * scale, ray.glimpse_at, solution)
+
+
+@dataclass(frozen=True)
+class Minimal(Method):
+    """Paper 002, section 3.2: the smallest change by bisection on the weight of the distance.
+
+        argmin_z'  loss(f(x')) + distance_weight * |x - x'|_1  (mean over pixels)
+
+    by gradient descent on the code, again and again: a weight at which the black box gives the asked probability is
+    raised, any other is lowered. The paper's lambda multiplies the loss and is 1 / `distance_weight`.
+    """
+
+    solver: GradientDescent | Adam = field(default_factory=lambda: Adam(rate=0.05, steps=30))
+    lowest: float = 1e-3
+    highest: float = 1e2
+    rounds: int = 5
+
+    def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
+        """The direction to the best point found: of the largest weight at which the probability was reached."""
+        origin, everyone, loss = ray.code.semantic, _everyone(ray), Loss("cross_entropy")
+        low, high = _weights(self.lowest, origin), _weights(self.highest, origin)
+        weight, best, solution = low, origin, None
+        for _ in range(self.rounds):
+
+            def both(value: Tensor, index: Tensor, weight: Tensor = weight) -> Tensor:
+                image = ray.glimpse(value, index)
+                moved = (image - ray.reference[index]).abs().flatten(1).mean(1)
+                return loss(ray.logits_of(image), target[index]) + weight[index] * moved
+
+            found = self.solver(Objective(both, origin, weight), origin)
+            with torch.no_grad():
+                reached = _of(ray.glimpse_logits(found.value, everyone).softmax(1), target) >= search.probability
+            if solution is None:
+                best, solution = found.value, found  # where nothing reaches it, this comes closest
+            else:
+                best = torch.where(spread(reached, best), found.value, best)
+                low, high = torch.where(reached, weight, low), torch.where(reached, high, weight)
+            weight = (low * high).sqrt()
+        return Proposal(best - origin, ray.glimpse_at, solution)
+
+
+@dataclass(frozen=True)
+class Pixels(Method):
+    """Wachter et al. 2017 in pixels, with an exact L1: sparse, true to the black box, and no picture of anything.
+
+        argmin_x'  loss(f(x')) + distance_weight * |x' - x|_1,  x' in [-1, 1]
+
+    It needs no generator, and nothing keeps it on images: it is the adversarial attack that other methods are compared
+    with.
+    """
+
+    distance_weight: float = 0.02
+    asked: float = 0.9
+    solver: ProximalGradient = field(default_factory=lambda: ProximalGradient(steps=150))
+
+    residual_carry: ClassVar[bool] = False
+
+    def space(self, generator: Any) -> Any:
+        """The image itself."""
+        return PixelGenerator(generator.card)
+
+    def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
+        """The solution less the image."""
+        origin, loss = ray.factual, Loss("margin", max(self.asked, search.probability))
+        objective = Objective(
+            lambda value, index: loss(ray.glimpse_logits(value, index), target[index]),
+            origin,
+            _weights(self.distance_weight, origin),
+            L1(),
+            low=-1.0,
+            high=1.0,
+        )
+        solution = self.solver(objective, origin)
+        return Proposal(solution.value - origin, ray.glimpse_at, solution)
+
+
+METHODS: dict[str, type[Method]] = {
+    "agent": Shift,
+    "latent": Latent,
+    "latent-shift": LatentShift,
+    "minimal": Minimal,
+    "pixels": Pixels,
+}
+"""By the names of the command line."""
+
+
+def _everyone(ray: Ray) -> Tensor:
+    return torch.arange(len(ray.factual), device=ray.factual.device)
+
+
+def _weights(weight: float, like: Tensor) -> Tensor:
+    return torch.full((len(like),), weight, dtype=like.dtype, device=like.device)
+
+
+def _of(probability: Tensor, wanted: Tensor) -> Tensor:
+    return probability.gather(1, rearrange(wanted, "b -> b 1")).squeeze(1)

@@ -1,0 +1,204 @@
+"""Solvers: how an objective is minimised, (objective, start) -> Solution; every sample stops by itself.
+
+A finished sample is evaluated no more. Every solver stops a sample where its residual falls below `tolerance`, and
+says so in `converged`; not to converge within the budget is a result, not an error. `stop` ends a sample earlier, at
+the first point that is good enough for the caller, such as one that the black box decides otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffcf.counterfactuals.objective import Objective, gradient, spread
+from diffcf.errors import ConfigError
+from diffcf.types import Solution
+
+Watch = Callable[[Tensor, Tensor], Tensor]
+
+
+class Solver(Protocol):
+    """Minimises an objective from a start "b ..."."""
+
+    def __call__(self, objective: Objective, start: Tensor, stop: Watch | None = None) -> Solution:
+        """Returns the best point. stop: (value "m ...", sample indices "m") -> bool "m", asked after every step."""
+        ...
+
+
+@dataclass(frozen=True)
+class GradientDescent:
+    """u <- prox(u - rate * gradient), with the box of the objective (paper 002, section 3.2).
+
+    Plain descent: a distance with a kink is descended along its subgradient, as the papers' own code does, so that its
+    solutions are small and never sparse. Residual: |gradient| of the whole objective.
+    """
+
+    rate: float = 0.1
+    steps: int = 100
+    tolerance: float = 1e-4
+
+    def __call__(self, objective: Objective, start: Tensor, stop: Watch | None = None) -> Solution:
+        """See `Solver`."""
+        return _descend(objective, start, stop, self.steps, self.tolerance, lambda slope, _: self.rate * slope)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba 2015) on the whole objective, each sample with its own moments; kinks as above."""
+
+    rate: float = 0.05
+    steps: int = 100
+    tolerance: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __call__(self, objective: Objective, start: Tensor, stop: Watch | None = None) -> Solution:
+        """See `Solver`."""
+        first, second = torch.zeros_like(start), torch.zeros_like(start)
+        step = 0
+
+        def move(slope: Tensor, index: Tensor) -> Tensor:
+            nonlocal step
+            step += 1
+            first[index] = self.beta1 * first[index] + (1 - self.beta1) * slope
+            second[index] = self.beta2 * second[index] + (1 - self.beta2) * slope.square()
+            mean = first[index] / (1 - self.beta1**step)
+            return self.rate * mean / ((second[index] / (1 - self.beta2**step)).sqrt() + self.eps)
+
+        return _descend(objective, start, stop, self.steps, self.tolerance, move)
+
+
+def _descend(
+    objective: Objective,
+    start: Tensor,
+    stop: Watch | None,
+    steps: int,
+    tolerance: float,
+    move: Callable[[Tensor, Tensor], Tensor],
+) -> Solution:
+    value, best = start.clone(), start.clone()
+    lowest, residual = _infinite(start), _infinite(start)
+    taken = torch.zeros(len(start), dtype=torch.long, device=start.device)
+    done = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+    index = _live(done)
+    for _ in range(steps + 1):
+        each, slope = gradient(objective.whole, value[index], index)
+        better = each < lowest[index]
+        best[index[better]], lowest[index[better]] = value[index[better]], each[better]
+        residual[index] = _norm(slope)
+        settled = residual[index] <= tolerance
+        if stop is not None:
+            enough = stop(value[index], index)
+            best[index[enough]] = value[index[enough]]
+            done[index[enough]] = True
+        done[index[settled]] = True
+        going = index[~done[index]]
+        slope = slope[~done[index]]
+        index = going
+        if not len(index) or int(taken[index].max()) >= steps:
+            break
+        moved = value[index] - move(slope, index)
+        value[index] = (
+            moved if objective.low is None and objective.high is None else moved.clamp(objective.low, objective.high)
+        )
+        taken[index] += 1
+    return Solution(best, residual <= tolerance, taken, residual)
+
+
+@dataclass(frozen=True)
+class ProximalGradient:
+    """Accelerated proximal gradient: FISTA (Beck and Teboulle 2009) with backtracking and restart, sample by sample.
+
+    u+ = prox_{t w distance}(v - t grad loss(v)), v = u+ + momentum (u+ - u). The step t is halved until the quadratic
+    model at v lies above the loss, and grown by `growth` after a step that needed no halving; the momentum starts again
+    where it points uphill (O'Donoghue and Candes 2015). Distances with a kink give exact zeros. Residual: |u+ - v| / t
+    against the larger of 1 and |gradient|; 0 only where the objective's optimality condition holds.
+
+    Errors: ConfigError for a distance without a proximal step.
+    """
+
+    first_step: float = 0.5
+    steps: int = 100
+    tolerance: float = 1e-3
+    halvings: int = 12
+    growth: float = 1.1
+
+    def __call__(self, objective: Objective, start: Tensor, stop: Watch | None = None) -> Solution:
+        """See `Solver`."""
+        if not objective.has_prox:
+            raise ConfigError(
+                f"{type(objective.distance).__name__} has no proximal step; take L1, GroupL1 or SquaredL2, or another "
+                "solver."
+            )
+        value, ahead = start.clone(), start.clone()
+        size = torch.full((len(start),), self.first_step, dtype=start.dtype, device=start.device)
+        momentum = torch.ones_like(size)
+        residual = _infinite(start)
+        taken = torch.zeros(len(start), dtype=torch.long, device=start.device)
+        done = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        for _ in range(self.steps):
+            index = _live(done)
+            if not len(index):
+                break
+            at = ahead[index]
+            loss, slope = gradient(objective.smooth, at, index)
+            new, step, fresh = self._step(objective, at, loss, slope, size[index], index)
+            taken[index] += 1
+            moved = at - new
+            residual[index] = _norm(moved) / (step * _norm(slope).clamp(min=1))
+            # Uphill against the last move: forget the momentum.
+            uphill = _dot(moved, new - value[index]) > 0
+            old = torch.where(uphill, torch.ones_like(step), momentum[index])
+            grown = (1 + (1 + 4 * old.square()).sqrt()) / 2
+            push = torch.where(uphill, torch.zeros_like(old), (old - 1) / grown)
+            ahead[index] = new + spread(push, new) * (new - value[index])
+            value[index], momentum[index] = new, grown
+            size[index] = torch.where(fresh, step * self.growth, step)
+            settled = residual[index] <= self.tolerance
+            if stop is not None:
+                settled = settled | stop(new, index)
+            done[index[settled]] = True
+        return Solution(value, residual <= self.tolerance, taken, residual)
+
+    def _step(
+        self, objective: Objective, at: Tensor, loss: Tensor, slope: Tensor, size: Tensor, index: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(u+, the step size that gave it, whether the first one did)."""
+        step, fresh = size.clone(), torch.ones_like(size, dtype=torch.bool)
+        new = objective.prox(at - spread(step, at) * slope, step, index)
+        open_ = torch.arange(len(index), device=at.device)
+        for _ in range(self.halvings):
+            with torch.no_grad():
+                reached = objective.smooth(new[open_], index[open_])
+            move = new[open_] - at[open_]
+            model = loss[open_] + _dot(slope[open_], move) + _dot(move, move) / (2 * step[open_])
+            above = reached > model + 4 * torch.finfo(loss.dtype).eps * loss[open_].abs()
+            open_ = open_[above]
+            if not len(open_):
+                break
+            step[open_] /= 2
+            fresh[open_] = False
+            tried = at[open_] - spread(step[open_], at) * slope[open_]
+            new[open_] = objective.prox(tried, step[open_], index[open_])
+        return new, step, fresh
+
+
+def _live(done: Tensor) -> Tensor:
+    return (~done).nonzero().squeeze(1)
+
+
+def _infinite(start: Tensor) -> Tensor:
+    return torch.full((len(start),), torch.inf, dtype=start.dtype, device=start.device)
+
+
+def _norm(value: Tensor) -> Tensor:
+    return value.flatten(1).norm(dim=1)
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    return (left * right).flatten(1).sum(1)
