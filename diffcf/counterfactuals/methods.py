@@ -16,15 +16,15 @@ from einops import rearrange
 from torch import Tensor
 
 from diffcf.counterfactuals.carry import Gate
-from diffcf.counterfactuals.direction import Covariance, Score, shift_direction, spread_covariance
-from diffcf.counterfactuals.objective import Loss, Objective, spread
+from diffcf.counterfactuals.direction import Covariance, Score, class_score, shift_direction, spread_covariance
+from diffcf.counterfactuals.objective import Loss, Objective, gradient, spread
 from diffcf.counterfactuals.ray import Ray
 from diffcf.counterfactuals.solvers import Adam, GradientDescent, ProximalGradient
 from diffcf.counterfactuals.steps import StepSearch
 from diffcf.distances import L1, GroupL1
 from diffcf.errors import ConfigError
 from diffcf.generators.pixels import PixelGenerator
-from diffcf.types import Candidate, Solution
+from diffcf.types import Solution
 
 ProbabilitiesAt = Callable[[Tensor, Tensor], Tensor]
 
@@ -108,12 +108,14 @@ class LatentShift(Method):
 
     def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
         """The gradient at the factual code, one step of it as long as the code itself."""
-        everyone, code = _everyone(ray), ray.code.semantic
+        code = ray.code.semantic
 
-        def through(candidate: Candidate) -> Tensor:
-            return ray.glimpse_logits(candidate.code.semantic, everyone)
+        def score(value: Tensor, index: Tensor) -> Tensor:
+            return class_score(ray.glimpse_logits(value, index), target[index], "log_odds")
 
-        unit = shift_direction(through, ray.code, target)
+        _, slope = gradient(score, code, _everyone(ray))
+        size = slope.flatten(1).norm(dim=1)
+        unit = slope * spread(torch.where(size > 0, 1 / size, 0.0), slope)
         return Proposal(unit * spread(code.flatten(1).norm(dim=1), code), ray.glimpse_at)
 
 

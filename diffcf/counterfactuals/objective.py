@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from diffcf.counterfactuals.direction import class_score
 from diffcf.distances import Distance, Proximal
-from diffcf.errors import ConfigError
 
 Part = Callable[[Tensor, Tensor], Tensor]
 Kind = Literal["cross_entropy", "margin", "logit"]
@@ -99,18 +98,10 @@ class Objective:
 
 
 def gradient(part: Part, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """(part "m", its gradient "m ...") at value "m ...".
-
-    Errors: ConfigError where the scorer passes no gradient on.
-    """
+    """(part "m", its gradient "m ...") at value "m ..."."""
     with torch.enable_grad():
         leaf = value.detach().requires_grad_()
         each = part(leaf, index)
-        if not each.requires_grad:
-            raise ConfigError(
-                "the black box gives no gradient, which this method needs; use --method agent, which asks it for "
-                "scores only."
-            )
         (slope,) = torch.autograd.grad(each.sum(), leaf)
     return each.detach(), slope
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffcf.counterfactuals.carry import Gate
 from diffcf.counterfactuals.direction import shifted
+from diffcf.errors import ConfigError
 from diffcf.types import Candidate, Code, Scorer
 
 
@@ -142,8 +143,17 @@ class Ray:
         return self.logits_of(self.glimpse(semantic, index))
 
     def logits_of(self, image: Tensor) -> Tensor:
-        """The black box's logits "m k" of images "m s c h w", differentiable in them."""
-        return self.blackbox(Candidate(Code(image), lambda _: image))
+        """The black box's logits "m k" of images "m s c h w", differentiable in them.
+
+        Errors: ConfigError where a gradient is wanted and the black box passes none on.
+        """
+        logits = self.blackbox(Candidate(Code(image), lambda _: image))
+        if image.requires_grad and not logits.requires_grad:
+            raise ConfigError(
+                "the black box gives no gradient, which this method needs; use --method agent, which asks it for "
+                "scores only."
+            )
+        return logits
 
     def agent_logits(self, semantic: Tensor, index: Tensor) -> Tensor:
         """The agent's logits "m k" of codes, differentiable in them."""

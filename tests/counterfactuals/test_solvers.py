@@ -142,12 +142,6 @@ def test_a_kink_without_a_proximal_step_is_refused_by_name() -> None:
         ProximalGradient()(objective, objective.origin)
 
 
-def test_a_scorer_without_gradients_is_refused_with_the_way_out() -> None:
-    objective = dataclasses.replace(lasso(), loss_at=lambda value, index: value.detach().sum(1))
-    with pytest.raises(ConfigError, match="--method agent"):
-        ProximalGradient()(objective, objective.origin)
-
-
 def test_groups_move_whole_or_not_at_all() -> None:
     random = torch.Generator().manual_seed(2)
     origin = torch.randn(2, 1, 3, 4, 4, generator=random, dtype=torch.float64)
