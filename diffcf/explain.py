@@ -15,6 +15,7 @@ from diffcf.cards import AgentCard
 from diffcf.counterfactuals import (
     AgentScorer,
     Counterfactuals,
+    Exemplar,
     ImageScorer,
     Latent,
     Method,
@@ -24,6 +25,7 @@ from diffcf.counterfactuals import (
     counterfactual,
     path,
 )
+from diffcf.counterfactuals.exemplar import EXEMPLARS_NAME
 from diffcf.counterfactuals.ray import take
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.trust import (
@@ -43,7 +45,8 @@ MEBI = 1024**2
 class ExplainSettings:
     """How an explanation is searched and judged.
 
-    method: where a counterfactual is looked for (`diffcf.counterfactuals.methods`); None is `default_method`.
+    method: where a counterfactual is looked for (`diffcf.counterfactuals.methods`); None is `default_method`, and
+        `Exemplar` for an agent read from a folder with exemplars.
     search: how far to go, with the asked probability and the budget of decodings.
     residual_carry: keep in the counterfactual what the decoder cannot reproduce (`Ray`); None is the method's own way.
     batch: scans decoded at once.
@@ -120,6 +123,10 @@ class Explainer:
         lifted.to(device)
         if agent is not None:
             student = load_agent(agent).to(device)
+            kept = part_of(agent, "agent")
+            settings = settings or ExplainSettings()
+            if settings.method is None and lifted.spatial and (kept / EXEMPLARS_NAME).is_file():
+                settings = replace(settings, method=Exemplar(kept))
         return cls(
             lifted,
             load_blackbox(classifier, card).to(device),

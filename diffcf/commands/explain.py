@@ -66,7 +66,7 @@ def make_case(options: ExplainOptions) -> Case:
     with _stage("loading the models"):
         import torch
 
-        from diffcf.counterfactuals import METHODS
+        from diffcf.counterfactuals import method_named
         from diffcf.explain import Explainer, ExplainSettings
 
         device = pick_device(options.device)
@@ -76,7 +76,7 @@ def make_case(options: ExplainOptions) -> Case:
             models.classifier,
             models.agent,
             ExplainSettings(
-                method=METHODS[options.method]() if options.method else None,
+                method=method_named(options.method, models.agent) if options.method else None,
                 residual_carry=True if options.residual_carry else None,
             ),
             card=options.card,

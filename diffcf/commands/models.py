@@ -66,7 +66,7 @@ def _agent_beside(classifiers: Path, generator: Path) -> Path:
 def _follows_agent(method: str | None, generator: Path) -> bool:
     """Whether the method, or the default one for this generator, cannot do without an agent."""
     if method is not None:
-        return method == "agent"
+        return method in ("agent", "exemplar")
     config = generator / "config.json"
     spatial = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("code") == "spatial"
     return not spatial

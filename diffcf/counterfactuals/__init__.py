@@ -2,7 +2,9 @@
 
 from diffcf.counterfactuals.carry import Gate
 from diffcf.counterfactuals.direction import class_score, shift_direction, spread_covariance
-from diffcf.counterfactuals.methods import METHODS, Latent, LatentShift, Method, Minimal, Pixels, Shift
+from diffcf.counterfactuals.exemplar import Exemplar, Exemplars
+from diffcf.counterfactuals.methods import Latent, LatentShift, Method, Minimal, Pixels, Shift
+from diffcf.counterfactuals.names import METHODS, method_named
 from diffcf.counterfactuals.ray import Points, Ray
 from diffcf.counterfactuals.scorers import AgentScorer, ImageScorer
 from diffcf.counterfactuals.shift import Counterfactuals, counterfactual, other_class, path, rising_share
@@ -12,6 +14,8 @@ __all__ = [
     "METHODS",
     "AgentScorer",
     "Counterfactuals",
+    "Exemplar",
+    "Exemplars",
     "Gate",
     "ImageScorer",
     "Latent",
@@ -27,6 +31,7 @@ __all__ = [
     "class_score",
     "counterfactual",
     "find_step",
+    "method_named",
     "other_class",
     "path",
     "rising_share",

@@ -35,12 +35,14 @@ class Proposal:
 
     direction: "b ..." like the code. cheap: (sample indices "m", steps "m") -> probabilities "m k" on the line that
     cost little; the line search starts where they cross. solution: of the solver that found the direction; None where
-    there was none.
+    there was none. whole: an answer as it stands: where its own point (step 1) reaches the probability, the line search
+    does not come back from there.
     """
 
     direction: Tensor
     cheap: ProbabilitiesAt
     solution: Solution | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,34 +141,43 @@ class Latent(Method):
     asked: float = 0.9
     agent_steps: int = 100
     solver: ProximalGradient = field(default_factory=lambda: ProximalGradient(steps=30))
-    threshold: float = 0.08
+    share: float = 0.2
 
     @property
     def gate(self) -> Gate | None:
         """Of the change that is carried."""
-        return Gate(self.threshold) if self.threshold else None
+        return Gate(self.share) if self.share else None
 
     def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
         """The solution's code less the factual one."""
-        loss, agent = Loss("margin", max(self.asked, search.probability)), ray.agent
-        network = getattr(agent, "agent", None)
-        scale = 1.0 if network is None else torch.where(network.scale > 0, network.scale, 1.0)
-        origin = ray.code.semantic / scale
+        scale, origin = standardised(ray)
+        start = origin if ray.agent is None else self.alone(ray, target, search)
+        solution = self.solver(self.objective(ray, target, search), start)
+        return Proposal((solution.value - origin) * scale, ray.glimpse_at, solution)
+
+    def alone(self, ray: Ray, target: Tensor, search: StepSearch) -> Tensor:
+        """Where the agent alone would go, in standardised codes; decodes nothing."""
+        scale, _ = standardised(ray)
+        loss = Loss("margin", max(self.asked, search.probability))
 
         def of_agent(value: Tensor, index: Tensor) -> Tensor:
             return loss(ray.agent_logits(value * scale, index), target[index])
 
+        objective = replace(self.objective(ray, target, search), loss_at=of_agent)
+        return replace(self.solver, steps=self.agent_steps)(objective, objective.origin).value
+
+    def objective(self, ray: Ray, target: Tensor, search: StepSearch) -> Objective:
+        """Black box and agent together, over standardised codes."""
+        scale, origin = standardised(ray)
+        loss = Loss("margin", max(self.asked, search.probability))
+
         def of_both(value: Tensor, index: Tensor) -> Tensor:
             told = loss(ray.glimpse_logits(value * scale, index), target[index])
-            return told if agent is None else told + self.agent_weight * of_agent(value, index)
+            if ray.agent is None:
+                return told
+            return told + self.agent_weight * loss(ray.agent_logits(value * scale, index), target[index])
 
-        objective = Objective(of_both, origin, _weights(self.distance_weight, origin), GroupL1())
-        start = origin
-        if agent is not None:
-            alone = replace(self.solver, steps=self.agent_steps)
-            start = alone(replace(objective, loss_at=of_agent), origin).value
-        solution = self.solver(objective, start)
-        return Proposal((solution.value - origin) * scale, ray.glimpse_at, solution)
+        return Objective(of_both, origin, _weights(self.distance_weight, origin), GroupL1())
 
 
 @dataclass(frozen=True)
@@ -243,14 +254,16 @@ class Pixels(Method):
         return Proposal(solution.value - origin, ray.glimpse_at, solution)
 
 
-METHODS: dict[str, type[Method]] = {
-    "agent": Shift,
-    "latent": Latent,
-    "latent-shift": LatentShift,
-    "minimal": Minimal,
-    "pixels": Pixels,
-}
-"""By the names of the command line."""
+def standardised(ray: Ray) -> tuple[Tensor, Tensor]:
+    """(scale, codes / scale): the factual codes in spreads of the agent's training codes; without an agent as they are.
+
+    A channel that never varied keeps its unit.
+    """
+    network = getattr(ray.agent, "agent", None)
+    if network is None:
+        return torch.ones((), dtype=ray.factual.dtype, device=ray.factual.device), ray.code.semantic
+    scale = torch.where(network.scale > 0, network.scale, 1.0)
+    return scale, ray.code.semantic / scale
 
 
 def _everyone(ray: Ray) -> Tensor:

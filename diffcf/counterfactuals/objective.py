@@ -9,7 +9,7 @@ It is Eq. 4 of paper 003, Eq. 1-2 of papers 000 and 001, Eq. 2 of paper 002 (who
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import Literal
 
@@ -62,6 +62,15 @@ class Objective:
     distance: Distance | None = None
     low: float | None = None
     high: float | None = None
+
+    def of(self, samples: Tensor) -> Objective:
+        """The objective of some of the samples, numbered anew."""
+        return replace(
+            self,
+            loss_at=lambda value, index: self.loss_at(value, samples[index]),
+            origin=self.origin[samples],
+            weight=self.weight[samples],
+        )
 
     @property
     def has_prox(self) -> bool:

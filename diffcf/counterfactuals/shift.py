@@ -117,32 +117,29 @@ def counterfactual(
         raise ConfigError(f"target {target.tolist()}: expected {len(image)} class indices from 0 to {classes - 1}.")
     proposal = method.propose(ray, target, search)
     ray.direction = proposal.direction
-    end, found = walk(ray, target, search, proposal.cheap, sign=1)
+    # A whole proposal is an answer as it stands: the first point that reaches the probability is taken.
+    how = replace(search, tolerance=1.0) if proposal.whole else search
+    end, found = walk(ray, target, how, None if proposal.whole else proposal.cheap, sign=1)
     return Counterfactuals(ray, target, ray.start, end, found, search, proposal)
 
 
 def walk(
-    ray: Ray, wanted: Tensor, search: StepSearch, cheap: ProbabilitiesAt, *, sign: int
+    ray: Ray, wanted: Tensor, search: StepSearch, cheap: ProbabilitiesAt | None, *, sign: int
 ) -> tuple[Points, StepFound]:
     """Search along the ray (sign 1) or against it (-1) for the asked probability of class `wanted`, int "b".
 
-    The first step tried is where `cheap`, which costs no decoding, reaches it. Returns the points with signed steps.
+    The first step tried is where `cheap`, which costs no decoding, reaches it; None tries step 1. Returns the points
+    with signed steps.
     """
     rounds: list[tuple[Tensor, Points]] = []
     start = ray.start
-
-    def by_cheap(index: Tensor, step: Tensor) -> Tensor:
-        return _of(cheap(index, sign * step), wanted[index])
 
     def by_blackbox(index: Tensor, step: Tensor) -> Tensor:
         points = ray.at(index, sign * step)
         rounds.append((index, points))
         return _of(points.probability, wanted[index])
 
-    one, everyone = torch.ones_like(start.step), torch.arange(len(wanted), device=wanted.device)
-    at_start = by_cheap(everyone, 0 * one)
-    guess = find_step(by_cheap, at_start, one, replace(search, evaluations=CHEAP_EVALUATIONS))
-    first = torch.where(guess.reached, guess.step, one).clamp(min=SMALLEST_FIRST)
+    first = torch.ones_like(start.step) if cheap is None else _crossing(cheap, wanted, start.step, search, sign)
     found = find_step(by_blackbox, _of(start.probability, wanted), first, search)
     ends = []
     for sample, turn in enumerate(found.round.tolist()):
@@ -152,6 +149,17 @@ def walk(
             index, points = rounds[turn]
             ends.append(points[index == sample])
     return Points.join(ends), found
+
+
+def _crossing(cheap: ProbabilitiesAt, wanted: Tensor, zero: Tensor, search: StepSearch, sign: int) -> Tensor:
+    """The step "b" at which the cheap probabilities reach the asked one, 1 where they do not."""
+
+    def along(index: Tensor, step: Tensor) -> Tensor:
+        return _of(cheap(index, sign * step), wanted[index])
+
+    one, everyone = torch.ones_like(zero), torch.arange(len(wanted), device=wanted.device)
+    guess = find_step(along, along(everyone, zero), one, replace(search, evaluations=CHEAP_EVALUATIONS))
+    return torch.where(guess.reached, guess.step, one).clamp(min=SMALLEST_FIRST)
 
 
 def path(found: Counterfactuals, points: int = 9) -> Points:

@@ -14,11 +14,11 @@ def test_strong_changes_pass_weak_ones_do_not_and_nothing_stays_nothing() -> Non
     assert torch.equal(Gate()(change), change)
     change[..., 2:7, 2:7] = 0.9
     change[..., 9:, 9:] = 0.02
-    carried = Gate(0.08)(change)
+    carried = Gate(0.2)(change)
     torch.testing.assert_close(carried[..., 3:6, 3:6], change[..., 3:6, 3:6], rtol=0.01, atol=0)
     assert carried[..., 9:, 9:].abs().max() < 1e-3
     assert torch.equal(carried[..., 8, :2], change[..., 8, :2])
-    torch.testing.assert_close(Gate()(-change), -Gate()(change))  # the sign plays no part
+    torch.testing.assert_close(Gate()(-3 * change), -3 * Gate()(change))  # sign and size play no part
 
 
 def test_zero_lets_everything_through() -> None:

@@ -23,7 +23,7 @@ from diffcf.errors import ConfigError
 
 SEARCH = StepSearch(0.8, evaluations=60, tolerance=0.0, resolution=1e-6)
 LONG = ProximalGradient(steps=400, tolerance=1e-8)
-SPARSE = Latent(solver=LONG, threshold=0, distance_weight=0.01)
+SPARSE = Latent(solver=LONG, share=0, distance_weight=0.01)
 FOUND = [SPARSE, LatentShift(), Minimal(solver=Adam(0.05, 60)), Pixels()]
 
 
@@ -99,7 +99,7 @@ def test_the_agent_alone_is_asked_first(make_world) -> None:
             return world.agent(semantic)
 
     options = {"generator": world.generator, "blackbox": ImageScorer(world.blackbox), "search": SEARCH}
-    method = Latent(solver=dataclasses.replace(LONG, steps=50), threshold=0, distance_weight=0.01)
+    method = Latent(solver=dataclasses.replace(LONG, steps=50), share=0, distance_weight=0.01)
     found = counterfactual(world.image, agent=AgentScorer(Reader()), method=method, **options)
     assert found.reachable.all()
     assert found.end.agent_probability.isfinite().all()
@@ -117,7 +117,7 @@ def test_evaluations_and_gradients_are_counted(make_world) -> None:
 
 def test_batches_change_nothing(make_world) -> None:
     world = make_world(batch=5)
-    method = Latent(solver=LONG, threshold=0)
+    method = Latent(solver=LONG, share=0)
     whole, single = find(world, method), find(world, method, batch=1)
     torch.testing.assert_close(whole.end.image, single.end.image, rtol=0, atol=1e-9)
 

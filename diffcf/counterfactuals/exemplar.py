@@ -1,0 +1,164 @@
+"""Counterfactuals out of parts of real images: what is there in a scan of the other class?
+
+A gradient finds what moves the black box, and whatever else moves it: half a nodule, a pattern of pixels. Here it only
+says *where*. What is put there comes from the codes of training images that the black box takes for the target
+(Goyal et al. 2019, "Counterfactual visual explanations", with places of a spatial code instead of tiles of pixels), so
+that the edit is a whole thing as images have it: another classifier sees it too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from einops import rearrange, reduce
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffcf.counterfactuals.carry import Gate
+from diffcf.counterfactuals.methods import Latent, Method, Proposal, standardised
+from diffcf.counterfactuals.ray import Ray
+from diffcf.counterfactuals.steps import StepSearch
+from diffcf.errors import CheckpointError, ConfigError
+
+EXEMPLARS_NAME = "exemplars.safetensors"
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """Codes of real images, "n s d h w", and what the black box says about them, "n k"."""
+
+    semantic: Tensor
+    probability: Tensor
+
+    def save(self, folder: Path) -> None:
+        """Write exemplars.safetensors, codes in half precision, beside the agent of the same generator."""
+        tensors = {"semantic": self.semantic.half().contiguous(), "probability": self.probability.float().contiguous()}
+        save_file(tensors, folder / EXEMPLARS_NAME)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Exemplars:
+        """Read what `save` wrote. Errors: CheckpointError where there is nothing."""
+        return _load(str(Path(folder).absolute()))
+
+    @classmethod
+    def sure(cls, semantic: Tensor, probability: Tensor, *, least: float = 0.8, most: int = 512) -> Exemplars:
+        """Those that the black box is sure of: at least `least` for a class, at most `most` a class, evenly chosen."""
+        kept = []
+        for k in range(probability.shape[1]):
+            index = (probability[:, k] >= least).nonzero().squeeze(1)
+            kept.append(index[:: max(1, -(-len(index) // most))])
+        index = torch.cat(kept)
+        return cls(semantic[index], probability[index])
+
+
+@lru_cache(maxsize=4)
+def _load(folder: str) -> Exemplars:
+    path = Path(folder) / EXEMPLARS_NAME
+    if not path.is_file():
+        raise CheckpointError(
+            f"no {EXEMPLARS_NAME} in {folder}: train the agent with `exemplars` set, which keeps the codes of training "
+            "images, or take another method."
+        )
+    tensors = load_file(path)
+    return Exemplars(tensors["semantic"].float(), tensors["probability"])
+
+
+@dataclass(frozen=True)
+class Exemplar(Method):
+    """Where the agent's sparse search moves the code, places are taken from the code of an exemplar.
+
+    1. `latent` lets the agent alone move the code sparsely (`Latent.alone`). Places moved by at least `moved` of the
+       largest move, widened by one place and more in each round of `rounds`, are the region.
+    2. Of the exemplars that the black box takes for the target, the `near` whose codes are most like the factual one in
+       a ring around the region are pasted into it; of those that the agent takes for the target, the `tried` closest
+       ones are shown to the black box in the generator's preview.
+    3. The one that changes the image least and gets the asked probability is taken. Where none does, the region grows;
+       where none ever does, the best one is where `latent` goes on with black box and agent together.
+
+    exemplars: folder that holds them, the agent's. asked: what black box and agent must give, as a probability; the
+    asked one of the search, if that is more. share: of the gate.
+    """
+
+    exemplars: Path
+    latent: Latent = field(default_factory=Latent)
+    moved: float = 0.3
+    rounds: int = 3
+    near: int = 128
+    tried: int = 8
+    asked: float = 0.85
+    share: float = 0.2
+
+    needs_agent: ClassVar[bool] = True
+
+    @property
+    def gate(self) -> Gate | None:
+        """Of the change that is carried."""
+        return Gate(self.share) if self.share else None
+
+    def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
+        """The pasted code less the factual one."""
+        scale, origin = standardised(ray)
+        if origin.ndim != 5:
+            raise ConfigError("exemplars are put together place by place, which needs a spatial code; take 'agent'.")
+        kept = Exemplars.load(self.exemplars)
+        exemplars = Exemplars(kept.semantic.to(origin) / scale, kept.probability.to(origin))
+        if exemplars.semantic.shape[1:] != origin.shape[1:]:
+            raise CheckpointError(
+                f"exemplars of shape {tuple(exemplars.semantic.shape[1:])} for codes of {tuple(origin.shape[1:])}: "
+                "they belong to another generator; train the agent again."
+            )
+        asked = max(self.asked, search.probability)
+        move = torch.linalg.vector_norm(self.latent.alone(ray, target, search) - origin, dim=2)  # "b s h w"
+        strongest = reduce(move, "b s h w -> b 1 1 1", "max").clamp(min=torch.finfo(move.dtype).tiny)
+        seed = (move >= self.moved * strongest).to(origin)
+        best, score = origin.clone(), torch.full((len(origin),), -torch.inf).to(origin)
+        for turn in range(self.rounds):
+            for sample in (score < asked).nonzero().squeeze(1).tolist():
+                region = _widened(seed[sample : sample + 1], turn + 1)[0]
+                pasted = self._pasted(ray, origin[sample], region, exemplars, int(target[sample]), asked, scale)
+                chosen, given = self._seen(ray, pasted * scale, sample, int(target[sample]), asked)
+                if given > float(score[sample]):
+                    best[sample], score[sample] = pasted[chosen], given
+        left = (score < asked).nonzero().squeeze(1)
+        if len(left):
+            best[left] = self.latent.solver(self.latent.objective(ray, target, search).of(left), best[left]).value
+        return Proposal((best - origin) * scale, ray.glimpse_at, whole=True)
+
+    def _pasted(
+        self, ray: Ray, origin: Tensor, region: Tensor, exemplars: Exemplars, target: int, asked: float, scale: Tensor
+    ) -> Tensor:
+        """The most promising codes for a sample, "m s d h w": closest of those that the agent takes for the target."""
+        sure = exemplars.semantic[exemplars.probability.argmax(1) == target]
+        if not len(sure):
+            raise ConfigError(f"no exemplar of class {target}: the black box is sure of none; train the agent again.")
+        ring = _widened(region[None], 1)[0] - region
+        unlike = reduce((sure - origin).square() * rearrange(ring, "s h w -> s 1 h w"), "n s d h w -> n", "sum")
+        fitting = sure[unlike.topk(min(self.near, len(sure)), largest=False).indices]
+        inside = rearrange(region, "s h w -> s 1 h w")
+        pasted = origin * (1 - inside) + fitting * inside
+        given = ray.agent_logits(pasted * scale, torch.zeros(len(pasted), dtype=torch.long)).softmax(1)[:, target]
+        distance = reduce((pasted - origin).square(), "n s d h w -> n", "sum").sqrt()
+        rank = torch.where(given >= asked, distance, 1e6 - given)
+        return pasted[rank.topk(min(self.tried, len(pasted)), largest=False).indices]
+
+    @staticmethod
+    def _seen(ray: Ray, codes: Tensor, sample: int, target: int, asked: float) -> tuple[int, float]:
+        """(which code the black box takes for the target at the least change of the image, its probability)."""
+        index = torch.full((len(codes),), sample, device=codes.device)
+        with torch.no_grad():
+            image = ray.glimpse(codes, index)
+            given = ray.logits_of(image).softmax(1)[:, target]
+        ray.effort.blackbox_forwards[sample] += len(codes)
+        change = reduce((image - ray.reference[index]).abs(), "m ... -> m", "sum")
+        chosen = int(torch.where(given >= asked, change, 1e6 - given).argmin())
+        return chosen, float(given[chosen])
+
+
+def _widened(mask: Tensor, places: int) -> Tensor:
+    """A mask of places "b s h w", wider by so many on every side."""
+    return F.max_pool2d(mask, 2 * places + 1, stride=1, padding=places)
