@@ -18,6 +18,7 @@ from tiny_data import write_tiny_data
 from diffcf import weights
 from diffcf.classifiers.agent import load_agent
 from diffcf.cli import main
+from diffcf.counterfactuals import METHODS
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.scans import read_scan
 from diffcf.weights import content_hash
@@ -169,6 +170,31 @@ def test_a_set_is_bundled_with_model_cards(trained, tmp_path, monkeypatch) -> No
     other = dataclasses.replace(config, agent=tmp_path / "assets" / "tiny" / "agent", generator=tmp_path / "gone")
     with pytest.raises(CheckpointError, match="no card"):
         module.main(other)
+
+
+@pytest.mark.parametrize("method", ["latent", "latent-shift", "minimal", "pixels"])
+def test_every_method_ends_in_the_same_files(trained, method: str) -> None:
+    """Without an agent: these methods ask the black box itself. They end like the default, in the same files."""
+    command = [
+        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae",
+        "--scan", "runs/tiny/data/4.npz", "--method", method, "--steps", "3", "--out", f"by-{method}",
+    ]  # fmt: skip
+    assert main(command) in (0, 10, 11, 12)
+    said = json.loads((Path(f"by-{method}") / "explanation.json").read_text())
+    assert METHODS[method].__name__ == said["provenance"]["method"]["name"]
+    assert said["decision"]["agent"]["factual"] is None
+    assert "agent" not in said["provenance"]["models"]
+    assert "agent_agreement" not in [check["name"] for check in said["trust"]]
+    assert (said["cost"]["generator_backwards"] > 0) == (method != "pixels")
+
+
+def test_a_method_that_needs_exemplars_says_how_to_get_them(trained, capsys) -> None:
+    command = [
+        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae",
+        "--agent", "runs/tiny/agent/agent", "--scan", "runs/tiny/data/4.npz", "--method", "exemplar", "--out", "none",
+    ]  # fmt: skip
+    assert main(command) in (2, 4)
+    assert not Path("none").exists()
 
 
 def test_explain_from_the_command_line_and_the_same_bytes_again(trained, capsys) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +19,8 @@ from diffcf.data import Manifest
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.phantom import Scene, Shortcut, fibrosis_scene, nodule_scene, territory_scene
 from diffcf.data.phantom.__main__ import main
+from diffcf.data.phantom.folder import PhantomSet, write_scenes
+from diffcf.data.phantom.shortcut import read_symbol
 from diffcf.errors import ConfigError
 from diffcf.scans import prepare, read_scan
 
@@ -405,3 +409,24 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     assert run(tmp_path / "set", "--kind", "nodule", "--count", "2", "--test-correlation", "0") == 2
     assert run(tmp_path / "set", "--kind", "nodule", "--count", "0") == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("corner", ["top left", "bottom right"])
+def test_a_symbol_is_read_as_it_was_painted(corner) -> None:
+    shortcut = Shortcut(corner=corner)
+    for seed in range(12):
+        scene = nodule_scene(seed, shortcut=dataclasses.replace(shortcut, correlation=0))
+        assert read_symbol(scene.scan.volume, shortcut) == scene.shortcut_class
+
+
+def test_a_set_labelled_by_its_mark(tmp_path) -> None:
+    wanted = PhantomSet("nodule", 12, size=32, shortcut=Shortcut(correlation=0), label="mark")
+    made = write_scenes(wanted, tmp_path / "set")
+    rows = [row for split in ("train", "val", "test") for row in made.split(split)]
+    assert all(row.label == row.attributes["shortcut"] for row in rows)
+    assert len({row.label for row in rows}) == 2
+    mask = nibabel.load(rows[0].mask).get_fdata()
+    assert 0 < mask.mean() < 0.1
+    assert mask[16:, 16:].sum() == 0 or mask[:16, :16].sum() == 0  # a corner, not the nodule
+    with pytest.raises(ConfigError, match="labels by the mark"):
+        write_scenes(PhantomSet("nodule", 2, label="mark"), tmp_path / "other")

@@ -155,3 +155,49 @@ def test_broken_folders_are_refused(tmp_path) -> None:
     (tmp_path / "b" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_generator(tmp_path / "b")
+
+
+def predicting(what: str) -> DiffusionGenerator:
+    return DiffusionGenerator(tiny("spatial", what), CARD, Sampling(steps=5))
+
+
+def test_a_preview_is_one_evaluation_and_differentiable(images) -> None:
+    generator = predicting("v")
+    image = images[:2]
+    code = generator.encode(image)
+    before = generator.forwards
+    semantic = code.semantic.clone().requires_grad_(True)
+    seen = generator.preview(Code(semantic, code.stochastic))
+    assert generator.forwards == before + 1
+    assert seen.shape == image.shape
+    (slope,) = torch.autograd.grad(seen.square().sum(), semantic)
+    assert slope.abs().sum() > 0
+    # x_0 = alpha x_T - sigma v at the noisiest level.
+    t = torch.full((2,), int(generator.grid.timesteps[-1]))
+    alpha, sigma = generator.model.levels(t, image)
+    noise = code.stochastic[:, -1]
+    exact = alpha * noise - sigma * generator.model(noise, t, code.semantic)
+    torch.testing.assert_close(seen, exact, atol=1e-3, rtol=0)
+    with pytest.raises(ConfigError, match="previewed"):
+        generator.preview(Code(code.semantic))
+
+
+def test_a_network_that_predicts_epsilon_is_decoded_instead(images) -> None:
+    generator = predicting("epsilon")
+    code = generator.encode(images)
+    torch.testing.assert_close(generator.preview(code), generator.decode(code))
+
+
+def test_purification_forgets_what_is_finer_than_its_noise() -> None:
+    """With a denoiser that knows the data to be 0, what comes back is 0, whatever was added."""
+    generator = predicting("v")
+
+    def knows(x: torch.Tensor, t: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = generator.model.levels(t, x)
+        return alpha * x / sigma
+
+    generator.model.forward = knows
+    image = 0.1 * torch.sign(torch.randn(2, 1, SIZE, SIZE))
+    cleaned = generator.purified(image, seed=0)
+    assert cleaned.shape == image.shape
+    assert float(cleaned.abs().mean()) < 0.1 * float(image.abs().mean())

@@ -1,0 +1,114 @@
+"""Exemplars in a world of places: a black box that reads four of them, and images that have something there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from einops import reduce
+from torch import Tensor
+
+from diffcf.counterfactuals import AgentScorer, Exemplar, Exemplars, ImageScorer, StepSearch, counterfactual
+from diffcf.errors import CheckpointError, ConfigError
+from diffcf.types import Code
+
+SIZE = 8
+
+
+class Places:
+    """An image is its own spatial code of one channel."""
+
+    forwards = 0
+
+    def encode(self, image: Tensor) -> Code:
+        return Code(image)
+
+    def decode(self, code: Code) -> Tensor:
+        return code.semantic
+
+
+class Reader:
+    """P(1) rises with the mean of the four places in the middle; the others are never looked at."""
+
+    scale = torch.ones(1, 1, 1)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        m = 12 * reduce(image[..., 3:5, 3:5], "b s c h w -> b", "mean")
+        return torch.stack([-m, m], 1) / 2
+
+
+def images(count: int, middle: float, seed: int) -> Tensor:
+    image = 0.02 * torch.randn(count, 1, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+    image[..., 3:5, 3:5] += middle
+    return image
+
+
+@pytest.fixture
+def folder(tmp_path):
+    codes = torch.cat([images(20, -0.5, 1), images(20, 0.5, 2)])
+    Exemplars.sure(codes, Reader()(codes).softmax(1), most=15).save(tmp_path)
+    return tmp_path
+
+
+def find(method, image, blackbox=None, agent=None):
+    return counterfactual(
+        image,
+        generator=Places(),
+        blackbox=ImageScorer(blackbox or Reader()),
+        agent=AgentScorer(agent or Reader()),
+        method=method,
+        search=StepSearch(0.75),
+    )
+
+
+def test_what_is_put_there_comes_from_an_exemplar(folder) -> None:
+    image = torch.cat([images(2, -0.5, 7), images(2, 0.5, 8)])
+    found = find(Exemplar(folder, share=0), image)
+    assert found.reachable.all()
+    assert found.end.step.tolist() == [1, 1, 1, 1]  # whole: the search does not come back to 0.75
+    kept = Exemplars.load(folder).semantic
+    for sample in range(4):
+        middle = found.end.image[sample, 0, 0, 3:5, 3:5]
+        assert float((kept[:, 0, 0, 3:5, 3:5] - middle).abs().amax((1, 2)).min()) < 1e-6
+    outside = found.difference.clone()
+    outside[..., 1:7, 1:7] = 0
+    assert not outside.any()
+    inside = found.difference[..., 3:5, 3:5].abs().sum((1, 2, 3, 4)) / found.difference.abs().sum((1, 2, 3, 4))
+    assert (inside > 0.7).all()
+    gated = find(Exemplar(folder), image)
+    share = gated.difference[..., 3:5, 3:5].abs().sum((1, 2, 3, 4)) / gated.difference.abs().sum((1, 2, 3, 4))
+    assert (share > inside).all()  # the gate stops the exemplars' own noise
+
+
+def test_where_the_agent_errs_the_black_box_goes_on(folder) -> None:
+    """An agent that looks elsewhere: no pasted place helps, and the joint search takes over."""
+
+    class Astray(Reader):
+        def __call__(self, image: Tensor) -> Tensor:
+            return super().__call__(image.roll(3, dims=-1)) + 0.5 * super().__call__(image)
+
+    found = find(Exemplar(folder), images(2, -0.5, 9), agent=Astray())
+    assert found.reachable.all()
+
+
+def test_only_the_sure_are_kept_and_classes_stay_balanced() -> None:
+    probability = torch.tensor([[0.9, 0.1]] * 30 + [[0.5, 0.5]] * 30 + [[0.1, 0.9]] * 4)
+    kept = Exemplars.sure(torch.arange(64.0)[:, None], probability, most=10)
+    assert (kept.probability.amax(1) >= 0.8).all()
+    assert kept.probability.argmax(1).bincount().tolist() == [10, 4]
+
+
+def test_what_is_missing_or_does_not_fit_is_named(folder, tmp_path) -> None:
+    image = images(1, -0.5, 7)
+    with pytest.raises(CheckpointError, match=r"no exemplars.safetensors .* `exemplars`"):
+        find(Exemplar(tmp_path / "elsewhere"), image)
+    Exemplars(torch.zeros(3, 1, 2, SIZE, SIZE), torch.eye(2)[[0, 1, 1]]).save(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    Exemplars(torch.zeros(3, 1, 2, SIZE, SIZE), torch.eye(2)[[0, 1, 1]]).save(other)
+    with pytest.raises(CheckpointError, match="another generator"):
+        find(Exemplar(other), image)
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    Exemplars(torch.zeros(3, 1, 1, SIZE, SIZE), torch.eye(2)[[0, 0, 0]]).save(lone)
+    with pytest.raises(ConfigError, match="no exemplar of class 1"):
+        find(Exemplar(lone), image)
