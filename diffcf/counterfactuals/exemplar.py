@@ -77,8 +77,10 @@ class Exemplar(Method):
     2. Of the exemplars that the black box takes for the target, the `near` whose codes are most like the factual one in
        a ring around the region are pasted into it; of those that the agent takes for the target, the `tried` closest
        ones are shown to the black box in the generator's preview.
-    3. The one that changes the image least and gets the asked probability is taken. Where none does, the region grows;
-       where none ever does, the best one is where `latent` goes on with black box and agent together.
+    3. The one that changes the image least and gets the asked probability is taken. Where none does, the region grows.
+    4. Where none ever does, a gradient has pointed to the wrong place: square windows of `window` places all over the
+       code are tried in its stead, those first where pasting convinces the agent most; the best point of all is where
+       `latent` goes on with black box and agent together.
 
     exemplars: folder that holds them, the agent's. asked: what black box and agent must give, as a probability; the
     asked one of the search, if that is more. share: of the gate.
@@ -88,10 +90,11 @@ class Exemplar(Method):
     latent: Latent = field(default_factory=Latent)
     moved: float = 0.3
     rounds: int = 3
+    window: int = 5
     near: int = 128
     tried: int = 8
     asked: float = 0.85
-    share: float = 0.2
+    share: float = 0.3
 
     needs_agent: ClassVar[bool] = True
 
@@ -113,21 +116,33 @@ class Exemplar(Method):
                 "they belong to another generator; train the agent again."
             )
         asked = max(self.asked, search.probability)
-        move = torch.linalg.vector_norm(self.latent.alone(ray, target, search) - origin, dim=2)  # "b s h w"
-        strongest = reduce(move, "b s h w -> b 1 1 1", "max").clamp(min=torch.finfo(move.dtype).tiny)
-        seed = (move >= self.moved * strongest).to(origin)
         best, score = origin.clone(), torch.full((len(origin),), -torch.inf).to(origin)
+
+        def paste(sample: int, region: Tensor) -> None:
+            wanted = int(target[sample])
+            pasted = self._pasted(ray, origin[sample], region, exemplars, wanted, asked, scale)
+            chosen, given = self._seen(ray, pasted * scale, sample, wanted, asked)
+            if given > float(score[sample]):
+                best[sample], score[sample] = pasted[chosen], given
+
+        seed = self._seed(self.latent.alone(ray, target, search) - origin)
         for turn in range(self.rounds):
             for sample in (score < asked).nonzero().squeeze(1).tolist():
-                region = _widened(seed[sample : sample + 1], turn + 1)[0]
-                pasted = self._pasted(ray, origin[sample], region, exemplars, int(target[sample]), asked, scale)
-                chosen, given = self._seen(ray, pasted * scale, sample, int(target[sample]), asked)
-                if given > float(score[sample]):
-                    best[sample], score[sample] = pasted[chosen], given
+                paste(sample, _widened(seed[sample : sample + 1], turn + 1)[0])
+        for sample in (score < asked).nonzero().squeeze(1).tolist():
+            for region in self._windows(ray, origin[sample], exemplars, int(target[sample]), asked, scale):
+                paste(sample, region)
         left = (score < asked).nonzero().squeeze(1)
         if len(left):
-            best[left] = self.latent.solver(self.latent.objective(ray, target, search).of(left), best[left]).value
+            objective = self.latent.objective(ray, target, search)
+            best[left] = self.latent.solver(objective.of(left), best[left]).value
         return Proposal((best - origin) * scale, ray.glimpse_at, whole=True)
+
+    def _seed(self, change: Tensor) -> Tensor:
+        """The places "b s h w" that a change of codes "b s d h w" moves most, as a mask."""
+        move = torch.linalg.vector_norm(change, dim=2)
+        strongest = reduce(move, "b s h w -> b 1 1 1", "max").clamp(min=torch.finfo(move.dtype).tiny)
+        return (move >= self.moved * strongest).to(change)
 
     def _pasted(
         self, ray: Ray, origin: Tensor, region: Tensor, exemplars: Exemplars, target: int, asked: float, scale: Tensor
@@ -145,6 +160,21 @@ class Exemplar(Method):
         distance = reduce((pasted - origin).square(), "n s d h w -> n", "sum").sqrt()
         rank = torch.where(given >= asked, distance, 1e6 - given)
         return pasted[rank.topk(min(self.tried, len(pasted)), largest=False).indices]
+
+    def _windows(
+        self, ray: Ray, origin: Tensor, exemplars: Exemplars, target: int, asked: float, scale: Tensor
+    ) -> list[Tensor]:
+        """The `rounds` windows, masks "s h w", where an exemplar's places convince the agent most."""
+        (slices, _, rows, columns), side = origin.shape, self.window
+        found = []
+        for top in range(0, max(rows - side, 0) + 1, 2):
+            for left in range(0, max(columns - side, 0) + 1, 2):
+                mask = torch.zeros(slices, rows, columns).to(origin)
+                mask[:, top : top + side, left : left + side] = 1
+                pasted = self._pasted(ray, origin, mask, exemplars, target, asked, scale)
+                given = ray.agent_logits(pasted * scale, torch.zeros(len(pasted), dtype=torch.long)).softmax(1)
+                found.append((float(given[:, target].detach().max()), mask))
+        return [mask for _, mask in sorted(found, key=lambda one: -one[0])[: self.rounds]]
 
     @staticmethod
     def _seen(ray: Ray, codes: Tensor, sample: int, target: int, asked: float) -> tuple[int, float]:
