@@ -134,6 +134,7 @@ class Latent(Method):
     soft-thresholding leaves all other places exactly as they are.
 
     asked: the margin that both are asked for in the search, as a probability; the line search comes back from there.
+    share: of the gate, 0 is none; a gate makes edits sharper, and stops those that are faint as a whole.
     """
 
     agent_weight: float = 1.0
@@ -141,7 +142,7 @@ class Latent(Method):
     asked: float = 0.9
     agent_steps: int = 100
     solver: ProximalGradient = field(default_factory=lambda: ProximalGradient(steps=30))
-    share: float = 0.2
+    share: float = 0.0
 
     @property
     def gate(self) -> Gate | None:
