@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from jsonargparse import auto_cli
 from tiny_data import write_tiny_data
 
 from diffcf import weights
 from diffcf.classifiers.agent import load_agent
 from diffcf.cli import main
-from diffcf.counterfactuals import METHODS
+from diffcf.counterfactuals import METHODS, Exemplars
 from diffcf.errors import CheckpointError, ConfigError
+from diffcf.generators.generator import SliceWise, load_generator
 from diffcf.scans import read_scan
 from diffcf.weights import content_hash
 
@@ -186,6 +189,23 @@ def test_every_method_ends_in_the_same_files(trained, method: str) -> None:
     assert "agent" not in said["provenance"]["models"]
     assert "agent_agreement" not in [check["name"] for check in said["trust"]]
     assert (said["cost"]["generator_backwards"] > 0) == (method != "pixels")
+
+
+def test_exemplars_beside_the_agent_make_them_the_default(trained) -> None:
+    shutil.copytree("runs/tiny/agent/agent", "with/agent")
+    generator = SliceWise(load_generator("runs/tiny/diffae"))
+    with torch.no_grad():
+        codes = generator.encode_semantic(torch.rand(6, 2, 1, 16, 16) * 2 - 1)
+    Exemplars(codes, torch.eye(2)[[0, 1] * 3]).save(Path("with/agent"))
+    command = [
+        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae",
+        "--agent", "with/agent", "--scan", "runs/tiny/data/4.npz", "--steps", "3", "--out", "by-exemplar",
+    ]  # fmt: skip
+    assert main(command) in (0, 10, 11, 12)
+    said = json.loads(Path("by-exemplar/explanation.json").read_text())
+    assert said["provenance"]["method"]["name"] == "Exemplar"
+    assert "exemplars" not in said["provenance"]["method"]  # no path of the machine
+    assert said["decision"]["agent"]["factual"] is not None
 
 
 def test_a_method_that_needs_exemplars_says_how_to_get_them(trained, capsys) -> None:

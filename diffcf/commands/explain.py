@@ -17,6 +17,7 @@ from diffcf.errors import ConfigError
 from diffcf.options import ExplainOptions
 
 if TYPE_CHECKING:
+    from diffcf.counterfactuals import Method
     from diffcf.explain import Explainer
     from diffcf.report import Case
     from diffcf.types import Scan
@@ -124,7 +125,7 @@ def provenance(
             for part in names
             if folders[part] is not None
         },
-        "method": {"name": type(explainer.method).__name__, **dataclasses.asdict(explainer.method)},
+        "method": {"name": type(explainer.method).__name__, **_settings(explainer.method)},
         "scan_hash": scan_hash(scan),
         "seed": options.seed,
         "sampling": dataclasses.asdict(explainer.generator.generator.sampling),
@@ -135,6 +136,12 @@ def provenance(
             **{name: version(name) for name in VERSIONED},
         },
     }
+
+
+def _settings(method: Method) -> dict[str, Any]:
+    """A method's settings as plain data; where files lie is no setting, and the agent's hash covers them."""
+    settings = dataclasses.asdict(method)
+    return {key: value for key, value in settings.items() if not isinstance(value, Path)}
 
 
 def scan_hash(scan: Scan) -> str:
