@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from einops import reduce
+from einops import rearrange, reduce
 from torch import Tensor
 
 from diffcf.errors import ConfigError
@@ -57,7 +57,7 @@ class L1:
 
     def prox(self, change: Tensor, step: Tensor) -> Tensor:
         """Every entry towards 0 by step (divided by its scale, and by the number of entries for a mean)."""
-        threshold = _spread(step, change) / _count(change, self.reduction)
+        threshold = per_sample(step, change) / _count(change, self.reduction)
         threshold = threshold if self.scale is None else threshold / self.scale
         return change.sign() * (change.abs() - threshold).clamp(min=0)
 
@@ -77,7 +77,7 @@ class GroupL1:
     def prox(self, change: Tensor, step: Tensor) -> Tensor:
         """The norm of every group towards 0 by step "b"."""
         norms = self._norms(change)
-        return change * (1 - _spread(step, change) / norms.clamp(min=torch.finfo(change.dtype).tiny)).clamp(min=0)
+        return change * (1 - per_sample(step, change) / norms.clamp(min=torch.finfo(change.dtype).tiny)).clamp(min=0)
 
     @staticmethod
     def _norms(change: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class SquaredL2:
 
     def prox(self, change: Tensor, step: Tensor) -> Tensor:
         """change / (1 + step / scale^2)."""
-        pull = _spread(step, change) / _count(change, self.reduction)
+        pull = per_sample(step, change) / _count(change, self.reduction)
         return change / (1 + (pull if self.scale is None else pull / self.scale**2))
 
 
@@ -148,6 +148,6 @@ def _count(change: Tensor, reduction: Reduction) -> int:
     return 1 if reduction == "sum" else change[0].numel()
 
 
-def _spread(step: Tensor, change: Tensor) -> Tensor:
-    """Step "b" so that it broadcasts against "b ..."."""
-    return step[(...,) + (None,) * (change.ndim - 1)]
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """A figure a sample, "b", so that it broadcasts against "b ..."."""
+    return rearrange(values, f"b -> b {' '.join('1' * (like.ndim - 1))}")

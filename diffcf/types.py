@@ -148,14 +148,14 @@ class Explanation:
     factual_probability: Tensor
     reconstruction_probability: Tensor
     counterfactual_probability: Tensor
-    agent_probability: Tensor  # of the factual code
+    agent_probability: Tensor  # of the factual code; NaN without an agent
     target: Tensor  # int "b"
     solution: Solution
     reachable: Tensor  # bool "b": the black box itself gave the asked probability
     path_steps: Tensor  # "n", signed size of the shift
     path_images: Tensor  # "n b s c h w"
     path_probability: Tensor  # black box, "n b k"
-    path_agent_probability: Tensor  # agent, "n b k"
+    path_agent_probability: Tensor  # agent, "n b k"; NaN without one
     residual_carry: bool
     cost: Cost
     trust: tuple[TrustCheck, ...] = field(default_factory=tuple)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffcf.distances import per_sample
 from diffcf.types import Candidate, Code, Scorer
 
 Score = Literal["logit", "log_odds"]
@@ -56,7 +57,7 @@ def shift_direction(
             gradient = torch.zeros_like(code.semantic)
     along = gradient if covariance is None else covariance(gradient)
     length = reduce(gradient * along, "b ... -> b", "sum").clamp(min=0).sqrt()
-    return along * _per_sample(torch.where(length > 0, 1 / length, 0.0), along)
+    return along * per_sample(torch.where(length > 0, 1 / length, 0.0), along)
 
 
 def spread_covariance(spread: Tensor) -> Covariance:
@@ -66,11 +67,7 @@ def spread_covariance(spread: Tensor) -> Covariance:
 
 def shifted(code: Code, direction: Tensor, step: Tensor) -> Code:
     """The code q + step * direction (Eq. 2; a negative step is its second line); step: "b"."""
-    return Code(code.semantic + _per_sample(step.to(direction), direction) * direction, code.stochastic)
-
-
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    return rearrange(values, f"b -> b {' '.join('1' * (like.ndim - 1))}")
+    return Code(code.semantic + per_sample(step.to(direction), direction) * direction, code.stochastic)
 
 
 def _undecodable(code: Code) -> Tensor:

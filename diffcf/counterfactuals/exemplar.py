@@ -9,7 +9,6 @@ that the edit is a whole thing as images have it: another classifier sees it too
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,7 +42,14 @@ class Exemplars:
     @classmethod
     def load(cls, folder: str | Path) -> Exemplars:
         """Read what `save` wrote. Errors: CheckpointError where there is nothing."""
-        return _load(str(Path(folder).absolute()))
+        path = Path(folder) / EXEMPLARS_NAME
+        if not path.is_file():
+            raise CheckpointError(
+                f"no {EXEMPLARS_NAME} in {folder}: train the agent with `exemplars` set, which keeps the codes of "
+                "training images, or take another method."
+            )
+        tensors = load_file(path)
+        return cls(tensors["semantic"].float(), tensors["probability"])
 
     @classmethod
     def sure(cls, semantic: Tensor, probability: Tensor, *, least: float = 0.8, most: int = 512) -> Exemplars:
@@ -54,18 +60,6 @@ class Exemplars:
             kept.append(index[:: max(1, -(-len(index) // most))])
         index = torch.cat(kept)
         return cls(semantic[index], probability[index])
-
-
-@lru_cache(maxsize=4)
-def _load(folder: str) -> Exemplars:
-    path = Path(folder) / EXEMPLARS_NAME
-    if not path.is_file():
-        raise CheckpointError(
-            f"no {EXEMPLARS_NAME} in {folder}: train the agent with `exemplars` set, which keeps the codes of training "
-            "images, or take another method."
-        )
-    tensors = load_file(path)
-    return Exemplars(tensors["semantic"].float(), tensors["probability"])
 
 
 @dataclass(frozen=True)
@@ -144,6 +138,7 @@ class Exemplar(Method):
         strongest = reduce(move, "b s h w -> b 1 1 1", "max").clamp(min=torch.finfo(move.dtype).tiny)
         return (move >= self.moved * strongest).to(change)
 
+    @torch.no_grad()
     def _pasted(
         self, ray: Ray, origin: Tensor, region: Tensor, exemplars: Exemplars, target: int, asked: float, scale: Tensor
     ) -> Tensor:
@@ -156,11 +151,12 @@ class Exemplar(Method):
         fitting = sure[unlike.topk(min(self.near, len(sure)), largest=False).indices]
         inside = rearrange(region, "s h w -> s 1 h w")
         pasted = origin * (1 - inside) + fitting * inside
-        given = ray.agent_logits(pasted * scale, torch.zeros(len(pasted), dtype=torch.long)).softmax(1)[:, target]
+        given = ray.agent_logits(pasted * scale).softmax(1)[:, target]
         distance = reduce((pasted - origin).square(), "n s d h w -> n", "sum").sqrt()
         rank = torch.where(given >= asked, distance, 1e6 - given)
         return pasted[rank.topk(min(self.tried, len(pasted)), largest=False).indices]
 
+    @torch.no_grad()
     def _windows(
         self, ray: Ray, origin: Tensor, exemplars: Exemplars, target: int, asked: float, scale: Tensor
     ) -> list[Tensor]:
@@ -172,8 +168,8 @@ class Exemplar(Method):
                 mask = torch.zeros(slices, rows, columns).to(origin)
                 mask[:, top : top + side, left : left + side] = 1
                 pasted = self._pasted(ray, origin, mask, exemplars, target, asked, scale)
-                given = ray.agent_logits(pasted * scale, torch.zeros(len(pasted), dtype=torch.long)).softmax(1)
-                found.append((float(given[:, target].detach().max()), mask))
+                given = ray.agent_logits(pasted * scale).softmax(1)
+                found.append((float(given[:, target].max()), mask))
         return [mask for _, mask in sorted(found, key=lambda one: -one[0])[: self.rounds]]
 
     @staticmethod

@@ -12,19 +12,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from diffcf.counterfactuals.carry import Gate
 from diffcf.counterfactuals.direction import Covariance, Score, class_score, shift_direction, spread_covariance
-from diffcf.counterfactuals.objective import Loss, Objective, gradient, spread
-from diffcf.counterfactuals.ray import Ray
+from diffcf.counterfactuals.objective import Loss, Objective, gradient
+from diffcf.counterfactuals.ray import Ray, probability_of
 from diffcf.counterfactuals.solvers import Adam, GradientDescent, ProximalGradient
 from diffcf.counterfactuals.steps import StepSearch
-from diffcf.distances import L1, GroupL1
-from diffcf.errors import ConfigError
+from diffcf.distances import L1, GroupL1, per_sample
 from diffcf.generators.pixels import PixelGenerator
-from diffcf.types import Solution
 
 ProbabilitiesAt = Callable[[Tensor, Tensor], Tensor]
 
@@ -34,14 +31,12 @@ class Proposal:
     """Where to look, for b samples.
 
     direction: "b ..." like the code. cheap: (sample indices "m", steps "m") -> probabilities "m k" on the line that
-    cost little; the line search starts where they cross. solution: of the solver that found the direction; None where
-    there was none. whole: an answer as it stands: where its own point (step 1) reaches the probability, the line search
-    does not come back from there.
+    cost little; the line search starts where they cross. whole: an answer as it stands: where its own point (step 1)
+    reaches the probability, the line search does not come back from there.
     """
 
     direction: Tensor
     cheap: ProbabilitiesAt
-    solution: Solution | None = None
     whole: bool = False
 
 
@@ -90,8 +85,7 @@ class Shift(Method):
 
     def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
         """The agent's direction; the first step is where the agent itself crosses, which costs no decoding."""
-        if ray.agent is None:
-            raise ConfigError("this method follows an agent, and there is none; give one, or take another method.")
+        assert ray.agent is not None  # `counterfactual` has asked: needs_agent
         covariance = self._covariance(ray.agent)
         direction = shift_direction(ray.agent, ray.code, target, score=self.score, covariance=covariance)
         return Proposal(direction, ray.agent_at)
@@ -117,8 +111,8 @@ class LatentShift(Method):
 
         _, slope = gradient(score, code, _everyone(ray))
         size = slope.flatten(1).norm(dim=1)
-        unit = slope * spread(torch.where(size > 0, 1 / size, 0.0), slope)
-        return Proposal(unit * spread(code.flatten(1).norm(dim=1), code), ray.glimpse_at)
+        unit = slope * per_sample(torch.where(size > 0, 1 / size, 0.0), slope)
+        return Proposal(unit * per_sample(code.flatten(1).norm(dim=1), code), ray.glimpse_at)
 
 
 @dataclass(frozen=True)
@@ -153,8 +147,8 @@ class Latent(Method):
         """The solution's code less the factual one."""
         scale, origin = standardised(ray)
         start = origin if ray.agent is None else self.alone(ray, target, search)
-        solution = self.solver(self.objective(ray, target, search), start)
-        return Proposal((solution.value - origin) * scale, ray.glimpse_at, solution)
+        found = self.solver(self.objective(ray, target, search), start)
+        return Proposal((found.value - origin) * scale, ray.glimpse_at)
 
     def alone(self, ray: Ray, target: Tensor, search: StepSearch) -> Tensor:
         """Where the agent alone would go, in standardised codes; decodes nothing."""
@@ -162,7 +156,7 @@ class Latent(Method):
         loss = Loss("margin", max(self.asked, search.probability))
 
         def of_agent(value: Tensor, index: Tensor) -> Tensor:
-            return loss(ray.agent_logits(value * scale, index), target[index])
+            return loss(ray.agent_logits(value * scale), target[index])
 
         objective = replace(self.objective(ray, target, search), loss_at=of_agent)
         return replace(self.solver, steps=self.agent_steps)(objective, objective.origin).value
@@ -176,7 +170,7 @@ class Latent(Method):
             told = loss(ray.glimpse_logits(value * scale, index), target[index])
             if ray.agent is None:
                 return told
-            return told + self.agent_weight * loss(ray.agent_logits(value * scale, index), target[index])
+            return told + self.agent_weight * loss(ray.agent_logits(value * scale), target[index])
 
         return Objective(of_both, origin, _weights(self.distance_weight, origin), GroupL1())
 
@@ -200,8 +194,8 @@ class Minimal(Method):
         """The direction to the best point found: of the largest weight at which the probability was reached."""
         origin, everyone, loss = ray.code.semantic, _everyone(ray), Loss("cross_entropy")
         low, high = _weights(self.lowest, origin), _weights(self.highest, origin)
-        weight, best, solution = low, origin, None
-        for _ in range(self.rounds):
+        weight, best = low, origin
+        for turn in range(self.rounds):
 
             def both(value: Tensor, index: Tensor, weight: Tensor = weight) -> Tensor:
                 image = ray.glimpse(value, index)
@@ -210,14 +204,16 @@ class Minimal(Method):
 
             found = self.solver(Objective(both, origin, weight), origin)
             with torch.no_grad():
-                reached = _of(ray.glimpse_logits(found.value, everyone).softmax(1), target) >= search.probability
-            if solution is None:
-                best, solution = found.value, found  # where nothing reaches it, this comes closest
+                reached = (
+                    probability_of(ray.glimpse_logits(found.value, everyone).softmax(1), target) >= search.probability
+                )
+            if turn == 0:
+                best = found.value  # where nothing reaches it, this comes closest
             else:
-                best = torch.where(spread(reached, best), found.value, best)
+                best = torch.where(per_sample(reached, best), found.value, best)
                 low, high = torch.where(reached, weight, low), torch.where(reached, high, weight)
             weight = (low * high).sqrt()
-        return Proposal(best - origin, ray.glimpse_at, solution)
+        return Proposal(best - origin, ray.glimpse_at)
 
 
 @dataclass(frozen=True)
@@ -251,8 +247,7 @@ class Pixels(Method):
             low=-1.0,
             high=1.0,
         )
-        solution = self.solver(objective, origin)
-        return Proposal(solution.value - origin, ray.glimpse_at, solution)
+        return Proposal(self.solver(objective, origin).value - origin, ray.glimpse_at)
 
 
 def standardised(ray: Ray) -> tuple[Tensor, Tensor]:
@@ -273,7 +268,3 @@ def _everyone(ray: Ray) -> Tensor:
 
 def _weights(weight: float, like: Tensor) -> Tensor:
     return torch.full((len(like),), weight, dtype=like.dtype, device=like.device)
-
-
-def _of(probability: Tensor, wanted: Tensor) -> Tensor:
-    return probability.gather(1, rearrange(wanted, "b -> b 1")).squeeze(1)

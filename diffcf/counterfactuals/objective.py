@@ -14,7 +14,6 @@ from math import log
 from typing import Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -113,8 +112,3 @@ def gradient(part: Part, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         each = part(leaf, index)
         (slope,) = torch.autograd.grad(each.sum(), leaf)
     return each.detach(), slope
-
-
-def spread(values: Tensor, like: Tensor) -> Tensor:
-    """A figure a sample, "m", so that it broadcasts against "m ..."."""
-    return rearrange(values, f"m -> m {' '.join('1' * (like.ndim - 1))}")

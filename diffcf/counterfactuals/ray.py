@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from diffcf.counterfactuals.carry import Gate
@@ -155,11 +156,10 @@ class Ray:
             )
         return logits
 
-    def agent_logits(self, semantic: Tensor, index: Tensor) -> Tensor:
+    def agent_logits(self, semantic: Tensor) -> Tensor:
         """The agent's logits "m k" of codes, differentiable in them."""
         assert self.agent is not None
-        stochastic = None if self.code.stochastic is None else self.code.stochastic[index]
-        return self.agent(Candidate(Code(semantic, stochastic), self._undecoded))
+        return self.agent(Candidate(Code(semantic), self._undecoded))
 
     def _preview(self, semantic: Tensor, index: Tensor) -> Tensor:
         before = getattr(self._generator, "forwards", None)
@@ -247,3 +247,8 @@ class Ray:
 def take(code: Code, index: Tensor) -> Code:
     """Samples `index` of a batch of codes."""
     return Code(code.semantic[index], None if code.stochastic is None else code.stochastic[index])
+
+
+def probability_of(probability: Tensor, wanted: Tensor) -> Tensor:
+    """The probabilities "m" of classes `wanted`, int "m", among "m k"."""
+    return probability.gather(1, rearrange(wanted, "m -> m 1")).squeeze(1)

@@ -13,7 +13,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from diffcf.counterfactuals.methods import Method, ProbabilitiesAt, Proposal, Shift
-from diffcf.counterfactuals.ray import Points, Ray
+from diffcf.counterfactuals.ray import Points, Ray, probability_of
 from diffcf.counterfactuals.steps import StepFound, StepSearch, find_step
 from diffcf.errors import ConfigError
 from diffcf.types import Code, Scorer, Solution
@@ -137,10 +137,13 @@ def walk(
     def by_blackbox(index: Tensor, step: Tensor) -> Tensor:
         points = ray.at(index, sign * step)
         rounds.append((index, points))
-        return _of(points.probability, wanted[index])
+        return probability_of(points.probability, wanted[index])
 
-    first = torch.ones_like(start.step) if cheap is None else _crossing(cheap, wanted, start.step, search, sign)
-    found = find_step(by_blackbox, _of(start.probability, wanted), first, search)
+    given = probability_of(start.probability, wanted)
+    first = torch.ones_like(start.step)
+    if cheap is not None:
+        first = _crossing(lambda index, step: cheap(index, sign * step), wanted, given, search)
+    found = find_step(by_blackbox, given, first, search)
     ends = []
     for sample, turn in enumerate(found.round.tolist()):
         if turn < 0:
@@ -151,15 +154,23 @@ def walk(
     return Points.join(ends), found
 
 
-def _crossing(cheap: ProbabilitiesAt, wanted: Tensor, zero: Tensor, search: StepSearch, sign: int) -> Tensor:
-    """The step "b" at which the cheap probabilities reach the asked one, 1 where they do not."""
+def _crossing(cheap: ProbabilitiesAt, wanted: Tensor, given: Tensor, search: StepSearch) -> Tensor:
+    """The step "b" at which the cheap probabilities reach the asked one, 1 where they do not.
+
+    given: what the black box gives at the start, "b"; where that is enough nothing is asked.
+    """
+    samples, first = (given < search.probability).nonzero().squeeze(1), torch.ones_like(given)
+    if not len(samples):
+        return first
 
     def along(index: Tensor, step: Tensor) -> Tensor:
-        return _of(cheap(index, sign * step), wanted[index])
+        return probability_of(cheap(samples[index], step), wanted[samples[index]])
 
-    one, everyone = torch.ones_like(zero), torch.arange(len(wanted), device=wanted.device)
-    guess = find_step(along, along(everyone, zero), one, replace(search, evaluations=CHEAP_EVALUATIONS))
-    return torch.where(guess.reached, guess.step, one).clamp(min=SMALLEST_FIRST)
+    everyone = torch.arange(len(samples), device=wanted.device)
+    one = first[samples]
+    guess = find_step(along, along(everyone, 0 * one), one, replace(search, evaluations=CHEAP_EVALUATIONS))
+    first[samples] = torch.where(guess.reached, guess.step, one).clamp(min=SMALLEST_FIRST).to(first)
+    return first
 
 
 def path(found: Counterfactuals, points: int = 9) -> Points:
@@ -215,7 +226,3 @@ def _grid(low: float, high: float, points: int) -> list[float]:
     negative = torch.linspace(low, 0, below + 1).tolist()
     positive = torch.linspace(0, high, points - below).tolist()
     return [low, *negative[1:-1], 0.0, *positive[1:-1], high] if below else [0.0, *positive[1:-1], high]
-
-
-def _of(probability: Tensor, wanted: Tensor) -> Tensor:
-    return probability.gather(1, rearrange(wanted, "b -> b 1")).squeeze(1)

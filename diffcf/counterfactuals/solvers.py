@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffcf.counterfactuals.objective import Objective, gradient, spread
+from diffcf.counterfactuals.objective import Objective, gradient
+from diffcf.distances import per_sample
 from diffcf.errors import ConfigError
 from diffcf.types import Solution
 
@@ -156,7 +157,7 @@ class ProximalGradient:
             old = torch.where(uphill, torch.ones_like(step), momentum[index])
             grown = (1 + (1 + 4 * old.square()).sqrt()) / 2
             push = torch.where(uphill, torch.zeros_like(old), (old - 1) / grown)
-            ahead[index] = new + spread(push, new) * (new - value[index])
+            ahead[index] = new + per_sample(push, new) * (new - value[index])
             value[index], momentum[index] = new, grown
             size[index] = torch.where(fresh, step * self.growth, step)
             settled = residual[index] <= self.tolerance
@@ -170,7 +171,7 @@ class ProximalGradient:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(u+, the step size that gave it, whether the first one did)."""
         step, fresh = size.clone(), torch.ones_like(size, dtype=torch.bool)
-        new = objective.prox(at - spread(step, at) * slope, step, index)
+        new = objective.prox(at - per_sample(step, at) * slope, step, index)
         open_ = torch.arange(len(index), device=at.device)
         for _ in range(self.halvings):
             with torch.no_grad():
@@ -183,7 +184,7 @@ class ProximalGradient:
                 break
             step[open_] /= 2
             fresh[open_] = False
-            tried = at[open_] - spread(step[open_], at) * slope[open_]
+            tried = at[open_] - per_sample(step[open_], at) * slope[open_]
             new[open_] = objective.prox(tried, step[open_], index[open_])
         return new, step, fresh
 
