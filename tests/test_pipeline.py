@@ -20,9 +20,11 @@ from tiny_data import write_tiny_data
 from diffcf import weights
 from diffcf.classifiers.agent import load_agent
 from diffcf.cli import main
+from diffcf.commands.models import find_models
 from diffcf.counterfactuals import METHODS, Exemplars
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.generators.generator import SliceWise, load_generator
+from diffcf.options import ExplainOptions
 from diffcf.scans import read_scan
 from diffcf.weights import content_hash
 
@@ -167,6 +169,18 @@ def test_a_set_is_bundled_with_model_cards(trained, tmp_path, monkeypatch) -> No
     card = (tmp_path / "assets" / "tiny" / "agent" / "README.md").read_text()
     assert "- L1, test split, n = 20: auc " in card
     assert content_hash("tiny/agent") in card
+    # A second set over the same classifier does not hold it again, and explains with the agent that belongs to it.
+    shared = dataclasses.replace(config, name="second", classifier=tmp_path / "assets" / "tiny" / "classifier")
+    parts = {path.name for path in module.main(shared).iterdir()}
+    assert parts == {"generator", "agent"}
+    shutil.copytree("runs/tiny/classifier/blackbox", tmp_path / "own" / "classifier")
+    shutil.copytree(tmp_path / "assets" / "second" / "agent", tmp_path / "own" / "agent")
+    card = tmp_path / "own" / "agent" / "card.yaml"
+    card.write_text(card.read_text().replace(content_hash("tiny/generator"), "f" * 64))
+    options = ExplainOptions(
+        scan="x", out="y", classifier=str(tmp_path / "own" / "classifier"), generator="second", method="agent"
+    )
+    assert find_models(options).agent == tmp_path / "assets" / "second" / "agent"
     monkeypatch.setattr(module, "MOST_MB", 0.001)
     with pytest.raises(ConfigError, match="more than"):
         module.main(config)

@@ -1,8 +1,7 @@
 """Solvers: how an objective is minimised, (objective, start) -> Solution; every sample stops by itself.
 
 A finished sample is evaluated no more. Every solver stops a sample where its residual falls below `tolerance`, and
-says so in `converged`; not to converge within the budget is a result, not an error. `stop` ends a sample earlier, at
-the first point that is good enough for the caller, such as one that the black box decides otherwise.
+says so in `converged`; not to converge within the budget is a result, not an error.
 """
 
 from __future__ import annotations
@@ -19,14 +18,12 @@ from diffcf.distances import per_sample
 from diffcf.errors import ConfigError
 from diffcf.types import Solution
 
-Watch = Callable[[Tensor, Tensor], Tensor]
-
 
 class Solver(Protocol):
     """Minimises an objective from a start "b ..."."""
 
-    def __call__(self, objective: Objective, start: Tensor, stop: Watch | None = None) -> Solution:
-        """Returns the best point. stop: (value "m ...", sample indices "m") -> bool "m", asked after every step."""
+    def __call__(self, objective: Objective, start: Tensor) -> Solution:
+        """Returns the best point."""
         ...
 
 
@@ -42,9 +39,9 @@ class GradientDescent:
     steps: int = 100
     tolerance: float = 1e-4
 
-    def __call__(self, objective: Objective, start: Tensor, stop: Watch | None = None) -> Solution:
+    def __call__(self, objective: Objective, start: Tensor) -> Solution:
         """See `Solver`."""
-        return _descend(objective, start, stop, self.steps, self.tolerance, lambda slope, _: self.rate * slope)
+        return _descend(objective, start, self.steps, self.tolerance, lambda slope, _: self.rate * slope)
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Adam:
     beta2: float = 0.999
     eps: float = 1e-8
 
-    def __call__(self, objective: Objective, start: Tensor, stop: Watch | None = None) -> Solution:
+    def __call__(self, objective: Objective, start: Tensor) -> Solution:
         """See `Solver`."""
         first, second = torch.zeros_like(start), torch.zeros_like(start)
         step = 0
@@ -71,13 +68,12 @@ class Adam:
             mean = first[index] / (1 - self.beta1**step)
             return self.rate * mean / ((second[index] / (1 - self.beta2**step)).sqrt() + self.eps)
 
-        return _descend(objective, start, stop, self.steps, self.tolerance, move)
+        return _descend(objective, start, self.steps, self.tolerance, move)
 
 
 def _descend(
     objective: Objective,
     start: Tensor,
-    stop: Watch | None,
     steps: int,
     tolerance: float,
     move: Callable[[Tensor, Tensor], Tensor],
@@ -85,22 +81,14 @@ def _descend(
     value, best = start.clone(), start.clone()
     lowest, residual = _infinite(start), _infinite(start)
     taken = torch.zeros(len(start), dtype=torch.long, device=start.device)
-    done = torch.zeros(len(start), dtype=torch.bool, device=start.device)
-    index = _live(done)
+    index = torch.arange(len(start), device=start.device)
     for _ in range(steps + 1):
         each, slope = gradient(objective.whole, value[index], index)
         better = each < lowest[index]
         best[index[better]], lowest[index[better]] = value[index[better]], each[better]
         residual[index] = _norm(slope)
-        settled = residual[index] <= tolerance
-        if stop is not None:
-            enough = stop(value[index], index)
-            best[index[enough]] = value[index[enough]]
-            done[index[enough]] = True
-        done[index[settled]] = True
-        going = index[~done[index]]
-        slope = slope[~done[index]]
-        index = going
+        going = residual[index] > tolerance
+        index, slope = index[going], slope[going]
         if not len(index) or int(taken[index].max()) >= steps:
             break
         moved = value[index] - move(slope, index)
@@ -129,7 +117,7 @@ class ProximalGradient:
     halvings: int = 12
     growth: float = 1.1
 
-    def __call__(self, objective: Objective, start: Tensor, stop: Watch | None = None) -> Solution:
+    def __call__(self, objective: Objective, start: Tensor) -> Solution:
         """See `Solver`."""
         if not objective.has_prox:
             raise ConfigError(
@@ -160,10 +148,7 @@ class ProximalGradient:
             ahead[index] = new + per_sample(push, new) * (new - value[index])
             value[index], momentum[index] = new, grown
             size[index] = torch.where(fresh, step * self.growth, step)
-            settled = residual[index] <= self.tolerance
-            if stop is not None:
-                settled = settled | stop(new, index)
-            done[index[settled]] = True
+            done[index[residual[index] <= self.tolerance]] = True
         return Solution(value, residual <= self.tolerance, taken, residual)
 
     def _step(
