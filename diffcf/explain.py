@@ -138,21 +138,29 @@ class Explainer:
         )
 
     def explain(
-        self, image: Tensor, target: int | str | None = None, probability: float | None = None, seed: int = 0
+        self,
+        image: Tensor,
+        target: int | str | None = None,
+        probability: float | None = None,
+        seed: int = 0,
+        roi: Tensor | None = None,
     ) -> Explanation:
         """Explain one scan.
 
         image: "s c h w" or "1 s c h w" in [-1, 1] of the generator's preparation. target: class index or name; None is
         the other one of two classes, and of more the runner-up. probability: what the black box itself must give the
         target, instead of the settings'. seed: of the fresh x_T that the edit is compared with; nothing else is random.
+        roi: "s 1 h w" of 0 and 1, where the image may change.
 
         Returns an `Explanation` with b = 1, on the image's device. Errors: ConfigError for images and targets that do
-        not fit the models.
+        not fit the models, and for a target that the black box predicts already, unless more of it is asked for than it
+        has.
         """
         batch = image if image.ndim == 5 else image[None]
         if len(batch) != 1:
             raise ConfigError(f"{len(batch)} scans came; explain takes one, explain_batch several.")
-        return self.explain_batch(batch, None if target is None else [target], probability, seed)[0]
+        targets = None if target is None else [target]
+        return self.explain_batch(batch, targets, probability, seed, None if roi is None else roi[None])[0]
 
     @torch.no_grad()
     def explain_batch(
@@ -161,8 +169,9 @@ class Explainer:
         targets: Sequence[int | str] | None = None,
         probability: float | None = None,
         seed: int = 0,
+        roi: Tensor | None = None,
     ) -> list[Explanation]:
-        """Explain several scans "b s c h w" together; one explanation each, as `explain` gives it.
+        """Explain several scans "b s c h w" together; one explanation each, as `explain` gives it. roi: "b s 1 h w".
 
         Counts of the cost are each scan's own; seconds are divided evenly and the memory is everybody's.
         """
@@ -174,15 +183,19 @@ class Explainer:
         search = self.settings.search
         if probability is not None:
             search = replace(search, probability=probability)
+        wanted = self._target_indices(targets, len(images), device)
+        if wanted is not None:
+            self._refuse_reached(images, wanted, search.probability if probability is not None else 0.0)
         found = counterfactual(
             images,
-            self._target_indices(targets, len(images), device),
+            wanted,
             generator=self.generator,
             blackbox=ImageScorer(self.blackbox, self._view),
             agent=None if self.agent is None else AgentScorer(self.agent),
             method=self.method,
             search=search,
             residual_carry=self.settings.residual_carry,
+            roi=None if roi is None else roi.to(device),
             batch=self.settings.batch,
         )
         way = path(found, self.settings.path_points)
@@ -284,6 +297,19 @@ class Explainer:
         if len(targets) != count:
             raise ConfigError(f"{len(targets)} targets for {count} scans.")
         return torch.tensor([self.class_index(target) for target in targets], device=device)
+
+    def _refuse_reached(self, images: Tensor, wanted: Tensor, asked: float) -> None:
+        """Refuse a target that is the prediction, unless more of it is asked for than there is."""
+        parts = images.split(self.settings.batch)
+        given = torch.cat([self.blackbox(self._view(part)) for part in parts]).softmax(1)
+        for target, scores in zip(wanted.tolist(), given, strict=True):
+            if int(scores.argmax()) == target and float(scores[target]) >= asked:
+                others = ", ".join(repr(name) for k, name in enumerate(self.classes) if k != target)
+                has = f"{float(scores[target]):.3f}"
+                raise ConfigError(
+                    f"the black box already says {self.classes[target]!r} ({has}): nothing has to change for it. Ask for "
+                    f"another class ({others}), or for more of this one: a probability above {has}."
+                )
 
     def class_index(self, target: int | str) -> int:
         """Index of a class given by index or name. Errors: ConfigError, which lists the classes."""

@@ -76,6 +76,9 @@ class ExplainOptions(RunOptions, ScanOptions):
         None,
         "X,Y,Z",
     )
+    roi: str | None = option(
+        str | None, "mask (NIfTI, or any scan format) of the only place that may change", None, "MASK"
+    )
     residual_carry: bool = option(bool, "keep in the counterfactual what the decoder cannot reproduce", False)
     sampler: str | None = option(str | None, "ddim, dpm or obelm (default: the generator's)", None, "NAME")
     steps: int | None = option(

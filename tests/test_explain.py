@@ -183,6 +183,25 @@ def test_other_targets_are_refused_with_the_classes(target) -> None:
         explainer().explain(images(1), target)
 
 
+def test_a_target_that_is_the_prediction_names_the_way_out() -> None:
+    whole = explainer()
+    says = int(whole.explain(images(1)).factual_probability.argmax())
+    with pytest.raises(ConfigError, match=r"already says .* another class .* probability above"):
+        whole.explain(images(1), says)
+    with pytest.raises(ConfigError, match="already says"):
+        whole.explain(images(1), says, probability=0.5)
+    more = whole.explain(images(1), says, probability=0.999)
+    assert float(more.counterfactual_probability[0, says]) >= 0.999
+
+
+def test_a_region_holds_the_change() -> None:
+    roi = torch.zeros(SLICES, 1, SIZE, SIZE)
+    roi[..., 2:6, :] = 1
+    found = explainer(residual_carry=True).explain(images(1), roi=roi)
+    assert found.difference.any()
+    assert not (found.difference * (1 - roi)).any()
+
+
 @pytest.mark.parametrize(
     ("image", "says"),
     [

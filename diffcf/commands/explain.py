@@ -78,7 +78,7 @@ def make_case(options: ExplainOptions) -> Case:
             models.agent,
             ExplainSettings(
                 method=method_named(options.method, models.agent) if options.method else None,
-                residual_carry=True if options.residual_carry else None,
+                residual_carry=True if options.residual_carry or options.roi else None,
             ),
             card=options.card,
             device=device,
@@ -89,8 +89,14 @@ def make_case(options: ExplainOptions) -> Case:
         scan, dataclasses.replace(explainer.preparation, slices=explainer.slices), slices=slices, centre_mm=centre
     )
     image = torch.from_numpy(patch.unit())[:, None].to(device)
+    region = roi = None
+    if options.roi is not None:
+        from diffcf.data.masks import mask_of_patch
+
+        region = read_scan(options.roi, modality="other")
+        roi = torch.from_numpy(mask_of_patch(region, scan, patch))[:, None].to(image)
     with _stage("searching for the counterfactual"):
-        explanation = explainer.explain(image, options.target, options.probability, options.seed)
+        explanation = explainer.explain(image, options.target, options.probability, options.seed, roi)
     from diffcf.report import Case
 
     asked = explainer.settings.search.probability if options.probability is None else options.probability
@@ -100,12 +106,12 @@ def make_case(options: ExplainOptions) -> Case:
         patch=patch,
         classes=explainer.classes,
         probability=asked,
-        provenance=provenance(options, models, explainer, scan, device),
+        provenance=provenance(options, models, explainer, scan, region, device),
     )
 
 
 def provenance(
-    options: ExplainOptions, models: Models, explainer: Explainer, scan: Scan, device: str
+    options: ExplainOptions, models: Models, explainer: Explainer, scan: Scan, region: Scan | None, device: str
 ) -> dict[str, Any]:
     """What the explanation was made from: names and content hashes, settings, seed and versions; no time, no host."""
     from diffcf.weights import content_hash
@@ -128,6 +134,7 @@ def provenance(
         "method": {"name": type(explainer.method).__name__, **_settings(explainer.method)},
         "scan_hash": scan_hash(scan),
         "seed": options.seed,
+        "roi_hash": None if region is None else scan_hash(region),
         "sampling": dataclasses.asdict(explainer.generator.generator.sampling),
         "device": device,
         "versions": {

@@ -7,8 +7,10 @@ from diffcf.counterfactuals.methods import Latent, LatentShift, Method, Minimal,
 from diffcf.counterfactuals.names import METHODS, method_named
 from diffcf.counterfactuals.ray import Points, Ray
 from diffcf.counterfactuals.scorers import AgentScorer, ImageScorer
+from diffcf.counterfactuals.searches import diverse, prototype
 from diffcf.counterfactuals.shift import Counterfactuals, counterfactual, other_class, path, rising_share
 from diffcf.counterfactuals.steps import StepFound, StepSearch, find_step
+from diffcf.counterfactuals.trim import Trim
 
 __all__ = [
     "METHODS",
@@ -28,12 +30,15 @@ __all__ = [
     "Shift",
     "StepFound",
     "StepSearch",
+    "Trim",
     "class_score",
     "counterfactual",
+    "diverse",
     "find_step",
     "method_named",
     "other_class",
     "path",
+    "prototype",
     "rising_share",
     "shift_direction",
     "spread_covariance",

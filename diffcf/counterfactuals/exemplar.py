@@ -8,6 +8,7 @@ that the edit is a whole thing as images have it: another classifier sees it too
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -22,6 +23,7 @@ from diffcf.counterfactuals.carry import Gate
 from diffcf.counterfactuals.methods import Latent, Method, Proposal, standardised
 from diffcf.counterfactuals.ray import Ray
 from diffcf.counterfactuals.steps import StepSearch
+from diffcf.counterfactuals.trim import Trim
 from diffcf.errors import CheckpointError, ConfigError
 
 EXEMPLARS_NAME = "exemplars.safetensors"
@@ -75,9 +77,12 @@ class Exemplar(Method):
     4. Where none ever does, a gradient has pointed to the wrong place: square windows of `window` places all over the
        code are tried in its stead, those first where pasting convinces the agent most; the best point of all is where
        `latent` goes on with black box and agent together.
+    5. What black box and agent can do without is left out of the change (`Trim`).
 
     exemplars: folder that holds them, the agent's. asked: what black box and agent must give, as a probability; the
-    asked one of the search, if that is more. share: of the gate.
+    asked one of the search, if that is more. share: of the gate, while exemplars are compared. trim: None leaves the
+    gate in place of step 5. alike: where other answers are there already, exemplars whose change of the code has a
+    cosine above this with one of theirs are left out.
     """
 
     exemplars: Path
@@ -89,8 +94,11 @@ class Exemplar(Method):
     tried: int = 8
     asked: float = 0.85
     share: float = 0.3
+    trim: Trim | None = field(default_factory=Trim)
+    alike: float = 0.5
 
     needs_agent: ClassVar[bool] = True
+    diverse: ClassVar[bool] = True
 
     @property
     def gate(self) -> Gate | None:
@@ -114,7 +122,10 @@ class Exemplar(Method):
 
         def paste(sample: int, region: Tensor) -> None:
             wanted = int(target[sample])
-            pasted = self._pasted(ray, origin[sample], region, exemplars, wanted, asked, scale)
+            others = [other[sample] / scale for other in ray.others]
+            pasted = self._pasted(ray, origin[sample], region, exemplars, wanted, asked, scale, others)
+            if not len(pasted):
+                return
             chosen, given = self._seen(ray, pasted * scale, sample, wanted, asked)
             if given > float(score[sample]):
                 best[sample], score[sample] = pasted[chosen], given
@@ -130,7 +141,10 @@ class Exemplar(Method):
         if len(left):
             objective = self.latent.objective(ray, target, search)
             best[left] = self.latent.solver(objective.of(left), best[left]).value
-        return Proposal((best - origin) * scale, ray.glimpse_at, whole=True)
+        carried = None
+        if self.trim is not None and ray.residual_carry:
+            carried = self.trim(ray, best * scale, target, search.probability)
+        return Proposal((best - origin) * scale, ray.glimpse_at, whole=True, carried=carried)
 
     def _seed(self, change: Tensor) -> Tensor:
         """The places "b s h w" that a change of codes "b s d h w" moves most, as a mask."""
@@ -140,7 +154,15 @@ class Exemplar(Method):
 
     @torch.no_grad()
     def _pasted(
-        self, ray: Ray, origin: Tensor, region: Tensor, exemplars: Exemplars, target: int, asked: float, scale: Tensor
+        self,
+        ray: Ray,
+        origin: Tensor,
+        region: Tensor,
+        exemplars: Exemplars,
+        target: int,
+        asked: float,
+        scale: Tensor,
+        others: Sequence[Tensor] = (),
     ) -> Tensor:
         """The most promising codes for a sample, "m s d h w": closest of those that the agent takes for the target."""
         sure = exemplars.semantic[exemplars.probability.argmax(1) == target]
@@ -151,6 +173,9 @@ class Exemplar(Method):
         fitting = sure[unlike.topk(min(self.near, len(sure)), largest=False).indices]
         inside = rearrange(region, "s h w -> s 1 h w")
         pasted = origin * (1 - inside) + fitting * inside
+        for other in others:
+            cosine = F.cosine_similarity((pasted - origin).flatten(1), other.flatten()[None], dim=1)
+            pasted = pasted[cosine <= self.alike]
         given = ray.agent_logits(pasted * scale).softmax(1)[:, target]
         distance = reduce((pasted - origin).square(), "n s d h w -> n", "sum").sqrt()
         rank = torch.where(given >= asked, distance, 1e6 - given)
@@ -179,7 +204,7 @@ class Exemplar(Method):
         with torch.no_grad():
             image = ray.glimpse(codes, index)
             given = ray.logits_of(image).softmax(1)[:, target]
-        ray.effort.blackbox_forwards[sample] += len(codes)
+        ray.count_scored(index)
         change = reduce((image - ray.reference[index]).abs(), "m ... -> m", "sum")
         chosen = int(torch.where(given >= asked, change, 1e6 - given).argmin())
         return chosen, float(given[chosen])

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from diffcf.counterfactuals.carry import Gate
 from diffcf.counterfactuals.direction import Covariance, Score, class_score, shift_direction, spread_covariance
@@ -32,12 +33,14 @@ class Proposal:
 
     direction: "b ..." like the code. cheap: (sample indices "m", steps "m") -> probabilities "m k" on the line that
     cost little; the line search starts where they cross. whole: an answer as it stands: where its own point (step 1)
-    reaches the probability, the line search does not come back from there.
+    reaches the probability, the line search does not come back from there. carried: the share of every pixel's change
+    that is carried, "b s c h w", in place of the method's gate.
     """
 
     direction: Tensor
     cheap: ProbabilitiesAt
     whole: bool = False
+    carried: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,11 @@ class Method(ABC):
     """A new method is a frozen dataclass with `propose`.
 
     needs_agent: it cannot do without one. residual_carry: how its explanations are composed where nothing else is
-    asked for.
+    asked for. diverse: it keeps away from `Ray.others`, so that it can be asked again for another answer.
     """
 
     needs_agent: ClassVar[bool] = False
+    diverse: ClassVar[bool] = False
     residual_carry: ClassVar[bool] = True
 
     @property
@@ -129,14 +133,18 @@ class Latent(Method):
 
     asked: the margin that both are asked for in the search, as a probability; the line search comes back from there.
     share: of the gate, 0 is none; a gate makes edits sharper, and stops those that are faint as a whole.
+    other_weight: of the squared length that a change has along the answers that are there already (`diverse`).
     """
 
     agent_weight: float = 1.0
     distance_weight: float = 0.1
+    other_weight: float = 1.0
     asked: float = 0.9
     agent_steps: int = 100
     solver: ProximalGradient = field(default_factory=lambda: ProximalGradient(steps=30))
     share: float = 0.0
+
+    diverse: ClassVar[bool] = True
 
     @property
     def gate(self) -> Gate | None:
@@ -147,7 +155,7 @@ class Latent(Method):
         """The solution's code less the factual one."""
         scale, origin = standardised(ray)
         start = origin if ray.agent is None else self.alone(ray, target, search)
-        found = self.solver(self.objective(ray, target, search), start)
+        found = self.solver(self.objective(ray, target, search), start, ray.recorder(scale))
         return Proposal((found.value - origin) * scale, ray.glimpse_at)
 
     def alone(self, ray: Ray, target: Tensor, search: StepSearch) -> Tensor:
@@ -156,7 +164,7 @@ class Latent(Method):
         loss = Loss("margin", max(self.asked, search.probability))
 
         def of_agent(value: Tensor, index: Tensor) -> Tensor:
-            return loss(ray.agent_logits(value * scale), target[index])
+            return loss(ray.agent_logits(value * scale), target[index]) + self._likeness(ray, value, index)
 
         objective = replace(self.objective(ray, target, search), loss_at=of_agent)
         return replace(self.solver, steps=self.agent_steps)(objective, objective.origin).value
@@ -167,12 +175,21 @@ class Latent(Method):
         loss = Loss("margin", max(self.asked, search.probability))
 
         def of_both(value: Tensor, index: Tensor) -> Tensor:
-            told = loss(ray.glimpse_logits(value * scale, index), target[index])
+            told = loss(ray.glimpse_logits(value * scale, index), target[index]) + self._likeness(ray, value, index)
             if ray.agent is None:
                 return told
             return told + self.agent_weight * loss(ray.agent_logits(value * scale), target[index])
 
         return Objective(of_both, origin, _weights(self.distance_weight, origin), GroupL1())
+
+    def _likeness(self, ray: Ray, value: Tensor, index: Tensor) -> Tensor:
+        scale, origin = standardised(ray)
+        move = (value - origin[index]).flatten(1)
+        along = torch.zeros_like(move[:, 0])
+        for other in ray.others:
+            unit = F.normalize((other[index] / scale).flatten(1), dim=1)
+            along = along + (move * unit).sum(1).square()
+        return self.other_weight * along
 
 
 @dataclass(frozen=True)
@@ -202,7 +219,7 @@ class Minimal(Method):
                 moved = (image - ray.reference[index]).abs().flatten(1).mean(1)
                 return loss(ray.logits_of(image), target[index]) + weight[index] * moved
 
-            found = self.solver(Objective(both, origin, weight), origin)
+            found = self.solver(Objective(both, origin, weight), origin, ray.recorder())
             with torch.no_grad():
                 reached = (
                     probability_of(ray.glimpse_logits(found.value, everyone).softmax(1), target) >= search.probability
@@ -247,7 +264,8 @@ class Pixels(Method):
             low=-1.0,
             high=1.0,
         )
-        return Proposal(self.solver(objective, origin).value - origin, ray.glimpse_at)
+        found = self.solver(objective, origin, ray.recorder())
+        return Proposal(found.value - origin, ray.glimpse_at)
 
 
 def standardised(ray: Ray) -> tuple[Tensor, Tensor]:

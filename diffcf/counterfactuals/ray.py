@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -72,7 +73,9 @@ class Ray:
 
     image: "b s c h w". generator: a `SliceWise`, or anything with its `encode` and `decode`; where it has a counter
     `forwards`, that is read, and otherwise a call counts as one. blackbox: scorer of images; agent: scorer of codes, or
-    None, whose probabilities are NaN. gate: of the change that is carried. batch: scans decoded at once.
+    None, whose probabilities are NaN. gate: of the change that is carried. roi: where the image may change, "b s 1 h w"
+    of 0 and 1, which needs residual carry. others: directions that answers took before. batch: scans decoded at once.
+    record: keep the iterates of solvers.
     """
 
     def __init__(
@@ -84,13 +87,25 @@ class Ray:
         agent: Scorer | None = None,
         residual_carry: bool = False,
         gate: Gate | None = None,
+        roi: Tensor | None = None,
+        others: Sequence[Tensor] = (),
         batch: int = 16,
+        record: bool = False,
     ) -> None:
+        if roi is not None and not residual_carry:
+            raise ConfigError(
+                "a region where the image may change needs residual carry, since the plain decode changes all of it; "
+                "ask for residual carry."
+            )
+        if roi is not None and roi.shape[:2] + roi.shape[3:] != image.shape[:2] + image.shape[3:]:
+            raise ConfigError(f"a region of shape {tuple(roi.shape)} for images of {tuple(image.shape)}.")
+        if roi is not None and not bool(roi.flatten(1).any(1).all()):
+            raise ConfigError("a region where nothing may change: it does not reach the field of every scan.")
         self.factual = image
         self.residual_carry = residual_carry
-        self.agent, self.blackbox, self.batch = agent, blackbox, batch
-        self._generator, self._gate = generator, gate
-        self._glimpsed: Tensor | None = None
+        self.agent, self.blackbox, self.batch, self.others = agent, blackbox, batch, tuple(others)
+        self._generator, self._gate, self._carried = generator, gate, roi
+        self.iterates: list[Tensor] | None = [] if record else None  # codes "b s ..."
         self.effort = Effort.none(len(image))
         everyone = torch.arange(len(image))
         with torch.no_grad():
@@ -118,6 +133,16 @@ class Ray:
             agent_probability=self.agent_probability,
         )
 
+    def restrict(self, carried: Tensor) -> None:
+        """From here on carry this share of every pixel's change, "b s c h w", in place of a gate; a roi still holds."""
+        self._carried = carried if self._carried is None else carried * self._carried
+        self._gate = None
+
+    def recorder(self, scale: Tensor | float = 1.0) -> Callable[[Tensor], None] | None:
+        """What a solver calls with every iterate, where they are asked for; scale: of its variables."""
+        kept = self.iterates
+        return None if kept is None else lambda value: kept.append(value.detach().clone() * scale)
+
     @torch.no_grad()
     def at(self, index: Tensor, step: Tensor) -> Points:
         """Decode and score samples `index` ("m", repeats allowed) shifted by `step` ("m")."""
@@ -131,16 +156,31 @@ class Ray:
     def glimpse(self, semantic: Tensor, index: Tensor) -> Tensor:
         """The image of codes "m s ..." of samples `index` in one evaluation of the generator (`preview`), or decoded
         where it has no such thing. Composed as every point is; differentiable in the code; counted."""
-        if self._glimpsed is None:
-            everyone = torch.arange(len(self.factual), device=self.factual.device)
-            with torch.no_grad():
-                parts = [self._preview(self.code.semantic[i], i) for i in everyone.split(self.batch)]
-            self._glimpsed = torch.cat(parts)
-        return self._composed(self._preview(semantic, index), self._glimpsed, index)
+        return self._composed(self._preview(semantic, index), self._base_preview, index)
+
+    def change(self, semantic: Tensor, index: Tensor) -> Tensor:
+        """The change of the preview itself, "m s c h w", before any gate; within a roi."""
+        change = self._preview(semantic, index) - self._base_preview[index]
+        return change if self._carried is None else change * self._carried[index]
+
+    @cached_property
+    def _base_preview(self) -> Tensor:
+        everyone = torch.arange(len(self.factual), device=self.factual.device)
+        with torch.no_grad():
+            return torch.cat([self._preview(self.code.semantic[i], i) for i in everyone.split(self.batch)])
+
+    def encode_semantic(self, image: Tensor) -> Tensor:
+        """The semantic codes of images "m s c h w", without their x_T."""
+        encode = getattr(self._generator, "encode_semantic", None)
+        return self._generator.encode(image).semantic if encode is None else encode(image)
+
+    def count_scored(self, index: Tensor) -> None:
+        """Count images of samples `index` that the black box is shown."""
+        self.effort.blackbox_forwards += torch.bincount(index.cpu(), minlength=len(self.factual))
 
     def glimpse_logits(self, semantic: Tensor, index: Tensor) -> Tensor:
         """The black box's logits "m k" of `glimpse`, differentiable in the code."""
-        self.effort.blackbox_forwards += torch.bincount(index.cpu(), minlength=len(self.factual))
+        self.count_scored(index)
         return self.logits_of(self.glimpse(semantic, index))
 
     def logits_of(self, image: Tensor) -> Tensor:
@@ -176,6 +216,8 @@ class Ray:
             change = image - base[index]
             if self._gate is not None:
                 change = self._gate(change)
+            if self._carried is not None:
+                change = change * self._carried[index]
             image = self.factual[index] + change  # in this order a null edit is exact
         return image.clamp(-1, 1)
 
@@ -218,7 +260,7 @@ class Ray:
             known = Candidate(take(code, chosen), lambda _, chosen=chosen: image[chosen])
             logits = self.blackbox(known)
             parts.append(logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1))
-        self.effort.blackbox_forwards += torch.bincount(index.cpu(), minlength=len(self.factual))
+        self.count_scored(index)
         return torch.cat(parts)
 
     def _encode(self, image: Tensor) -> Code:

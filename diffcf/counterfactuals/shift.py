@@ -5,6 +5,7 @@ Every point is decoded and scored by the black box itself; the method only says 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +32,8 @@ class Counterfactuals:
     ray: the factual images, their codes, reconstructions and scores, and the line searched. target: int "b".
     start: the points of step 0. end: the counterfactuals, or the best points where `reachable` (bool "b") says that
     the asked probability was not reached. found: how the search for the step, with the settings `search`, ended.
-    proposal: the method's.
+    proposal: the method's. frames: the way of the optimisation, "n b s c h w" with the start first, where it was asked
+    for and the method has one; previews of its iterates.
     """
 
     ray: Ray
@@ -41,6 +43,7 @@ class Counterfactuals:
     found: StepFound
     search: StepSearch
     proposal: Proposal
+    frames: Tensor | None = None
 
     @property
     def reachable(self) -> Tensor:
@@ -83,13 +86,18 @@ def counterfactual(
     method: Method | None = None,
     search: StepSearch | None = None,
     residual_carry: bool | None = None,
+    roi: Tensor | None = None,
+    others: Sequence[Tensor] = (),
+    frames: bool = False,
     batch: int = 16,
 ) -> Counterfactuals:
     """Find a point where the black box gives `target` the asked probability.
 
     image: "b s c h w" in [-1, 1]. target: int "b"; None takes `other_class` of the black box's scores. agent: a scorer
     of codes, for methods that need or use one. method: where to look; None is paper 004's `Shift`. search: how far.
-    residual_carry: None is the method's own way. batch: scans decoded at once.
+    residual_carry: None is the method's own way. roi: where the image may change, "b s 1 h w" of 0 and 1; needs
+    residual carry. others: directions "b ..." of answers that are there already, which this one should not be like
+    (`diverse`). frames: keep the iterates of the method's solver. batch: scans decoded at once.
 
     Errors: ConfigError for a target that is no class, and for a method without what it needs.
     """
@@ -107,7 +115,10 @@ def counterfactual(
         agent=agent if space is generator else None,  # it reads no other code
         residual_carry=carry,
         gate=method.gate,
+        roi=roi,
+        others=others,
         batch=batch,
+        record=frames,
     )
     classes = ray.factual_probability.shape[1]
     if target is None:
@@ -117,10 +128,22 @@ def counterfactual(
         raise ConfigError(f"target {target.tolist()}: expected {len(image)} class indices from 0 to {classes - 1}.")
     proposal = method.propose(ray, target, search)
     ray.direction = proposal.direction
+    shown = _frames(ray)
+    if proposal.carried is not None:
+        ray.restrict(proposal.carried)
     # A whole proposal is an answer as it stands: the first point that reaches the probability is taken.
     how = replace(search, tolerance=1.0) if proposal.whole else search
     end, found = walk(ray, target, how, None if proposal.whole else proposal.cheap, sign=1)
-    return Counterfactuals(ray, target, ray.start, end, found, search, proposal)
+    return Counterfactuals(ray, target, ray.start, end, found, search, proposal, shown)
+
+
+def _frames(ray: Ray) -> Tensor | None:
+    if not ray.iterates:
+        return None
+    everyone = torch.arange(len(ray.factual), device=ray.factual.device)
+    with torch.no_grad():
+        images = [ray.glimpse(code, everyone) for code in ray.iterates]
+    return torch.stack([ray.reference, *images[1:]])
 
 
 def walk(

@@ -18,12 +18,14 @@ from diffcf.distances import per_sample
 from diffcf.errors import ConfigError
 from diffcf.types import Solution
 
+Watch = Callable[[Tensor], None]  # shown every iterate of all samples, "b ..."
+
 
 class Solver(Protocol):
     """Minimises an objective from a start "b ..."."""
 
-    def __call__(self, objective: Objective, start: Tensor) -> Solution:
-        """Returns the best point."""
+    def __call__(self, objective: Objective, start: Tensor, watch: Watch | None = None) -> Solution:
+        """Returns the best point. watch: called with the start and after every step."""
         ...
 
 
@@ -39,9 +41,9 @@ class GradientDescent:
     steps: int = 100
     tolerance: float = 1e-4
 
-    def __call__(self, objective: Objective, start: Tensor) -> Solution:
+    def __call__(self, objective: Objective, start: Tensor, watch: Watch | None = None) -> Solution:
         """See `Solver`."""
-        return _descend(objective, start, self.steps, self.tolerance, lambda slope, _: self.rate * slope)
+        return _descend(objective, start, self.steps, self.tolerance, lambda slope, _: self.rate * slope, watch)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Adam:
     beta2: float = 0.999
     eps: float = 1e-8
 
-    def __call__(self, objective: Objective, start: Tensor) -> Solution:
+    def __call__(self, objective: Objective, start: Tensor, watch: Watch | None = None) -> Solution:
         """See `Solver`."""
         first, second = torch.zeros_like(start), torch.zeros_like(start)
         step = 0
@@ -68,7 +70,7 @@ class Adam:
             mean = first[index] / (1 - self.beta1**step)
             return self.rate * mean / ((second[index] / (1 - self.beta2**step)).sqrt() + self.eps)
 
-        return _descend(objective, start, self.steps, self.tolerance, move)
+        return _descend(objective, start, self.steps, self.tolerance, move, watch)
 
 
 def _descend(
@@ -77,12 +79,15 @@ def _descend(
     steps: int,
     tolerance: float,
     move: Callable[[Tensor, Tensor], Tensor],
+    watch: Watch | None,
 ) -> Solution:
     value, best = start.clone(), start.clone()
     lowest, residual = _infinite(start), _infinite(start)
     taken = torch.zeros(len(start), dtype=torch.long, device=start.device)
     index = torch.arange(len(start), device=start.device)
     for _ in range(steps + 1):
+        if watch is not None:
+            watch(value)
         each, slope = gradient(objective.whole, value[index], index)
         better = each < lowest[index]
         best[index[better]], lowest[index[better]] = value[index[better]], each[better]
@@ -117,7 +122,7 @@ class ProximalGradient:
     halvings: int = 12
     growth: float = 1.1
 
-    def __call__(self, objective: Objective, start: Tensor) -> Solution:
+    def __call__(self, objective: Objective, start: Tensor, watch: Watch | None = None) -> Solution:
         """See `Solver`."""
         if not objective.has_prox:
             raise ConfigError(
@@ -134,6 +139,8 @@ class ProximalGradient:
             index = _live(done)
             if not len(index):
                 break
+            if watch is not None:
+                watch(value)
             at = ahead[index]
             loss, slope = gradient(objective.smooth, at, index)
             new, step, fresh = self._step(objective, at, loss, slope, size[index], index)
@@ -149,6 +156,8 @@ class ProximalGradient:
             value[index], momentum[index] = new, grown
             size[index] = torch.where(fresh, step * self.growth, step)
             done[index[residual[index] <= self.tolerance]] = True
+        if watch is not None:
+            watch(value)
         return Solution(value, residual <= self.tolerance, taken, residual)
 
     def _step(

@@ -62,7 +62,7 @@ def find(method, image, blackbox=None, agent=None):
 
 def test_what_is_put_there_comes_from_an_exemplar(folder) -> None:
     image = torch.cat([images(2, -0.5, 7), images(2, 0.5, 8)])
-    found = find(Exemplar(folder, share=0), image)
+    found = find(Exemplar(folder, share=0, trim=None), image)
     assert found.reachable.all()
     assert found.end.step.tolist() == [1, 1, 1, 1]  # whole: the search does not come back to 0.75
     kept = Exemplars.load(folder).semantic
@@ -74,7 +74,7 @@ def test_what_is_put_there_comes_from_an_exemplar(folder) -> None:
     assert not outside.any()
     inside = found.difference[..., 3:5, 3:5].abs().sum((1, 2, 3, 4)) / found.difference.abs().sum((1, 2, 3, 4))
     assert (inside > 0.7).all()
-    gated = find(Exemplar(folder), image)
+    gated = find(Exemplar(folder, trim=None), image)
     share = gated.difference[..., 3:5, 3:5].abs().sum((1, 2, 3, 4)) / gated.difference.abs().sum((1, 2, 3, 4))
     assert (share > inside).all()  # the gate stops the exemplars' own noise
 

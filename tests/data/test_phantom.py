@@ -430,3 +430,31 @@ def test_a_set_labelled_by_its_mark(tmp_path) -> None:
     assert mask[16:, 16:].sum() == 0 or mask[:16, :16].sum() == 0  # a corner, not the nodule
     with pytest.raises(ConfigError, match="labels by the mark"):
         write_scenes(PhantomSet("nodule", 2, label="mark"), tmp_path / "other")
+
+
+@pytest.mark.parametrize("seed", [1_000_003, 1_000_004, 1_000_005, 1_000_006])
+def test_a_twin_differs_by_its_nodule_and_is_of_the_other_class(seed: int) -> None:
+    scene, twin = nodule_scene(seed), nodule_scene(seed, twin=True)
+    assert twin.label == 1 - scene.label
+    given = twin.probability if twin.label else 1 - twin.probability
+    assert given == pytest.approx(0.9, abs=0.01)
+    changed = scene.scan.volume != twin.scan.volume
+    assert changed.any()
+    assert not (changed & ~(scene.cause | twin.cause).astype(bool)).any()
+    larger = twin.attributes["diameter"] > scene.attributes["diameter"]
+    assert larger == bool(twin.label)
+
+
+def test_the_cause_of_both_classes(tmp_path: Path) -> None:
+    from diffcf.data.phantom.folder import PhantomSet, write_scenes
+    from diffcf.scans import read_scan
+
+    for cause in ("scene", "classes"):
+        write_scenes(PhantomSet("nodule", 4, size=32, cause=cause), tmp_path / cause)
+    for path in (tmp_path / "scene" / "masks").iterdir():
+        one = read_scan(path, modality="other").volume > 0
+        both = read_scan(tmp_path / "classes" / "masks" / path.name, modality="other").volume > 0
+        assert (both | ~one).all()
+        assert both.any()
+    with pytest.raises(ConfigError, match="known for nodules"):
+        write_scenes(PhantomSet("fibrosis", 1, cause="classes"), tmp_path / "none")

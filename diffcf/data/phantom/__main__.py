@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--test-correlation", type=float, help="of mark and label in the test split (default: the same)"
     )
     parser.add_argument("--label", choices=("disease", "mark"), default="disease", help="by what (default disease)")
+    parser.add_argument(
+        "--cause", choices=("scene", "classes"), default="scene", help="masks: this nodule, or those of both classes"
+    )
     options = parser.parse_args(arguments)
     try:
         shortcut = Shortcut(options.shortcut, options.correlation) if options.shortcut else None
@@ -57,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shortcut=shortcut,
             test_correlation=options.test_correlation,
             label=options.label,
+            cause=options.cause,
         )
         manifest = write_scenes(wanted, options.out)
     except DiffcfError as error:

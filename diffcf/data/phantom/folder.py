@@ -29,7 +29,8 @@ class PhantomSet:
 
     shortcut: in train and val with its own correlation, in test with `test_correlation` (None: the same). label: what
     a scene is labelled by, and what its mask shows: the disease, or the mark, which with correlation 0 makes a set
-    whose labels nothing but the mark can tell.
+    whose labels nothing but the mark can tell. cause: what a nodule's mask shows, where it is, or all that a nodule of
+    the one class or the other covers there, as a mark's mask is the union of both marks (`nodule_scene`, twin).
     """
 
     kind: Kind
@@ -42,13 +43,17 @@ class PhantomSet:
     shortcut: Shortcut | None = None
     test_correlation: float | None = None
     label: Literal["disease", "mark"] = "disease"
+    cause: Literal["scene", "classes"] = "scene"
 
     def scene(self, index: int, shortcut: Shortcut | None) -> Scene:
         """Scene `index` of the set."""
         seed = SEEDS * (self.seed + 1) + index
         common = {"imbalance": self.imbalance, "shortcut": shortcut}
         if self.kind == "nodule":
-            return nodule_scene(seed, self.size, **common)
+            scene = nodule_scene(seed, self.size, **common)
+            if self.cause == "scene":
+                return scene
+            return replace(scene, cause=scene.cause | nodule_scene(seed, self.size, **common, twin=True).cause)
         body = seed - index % self.scans_per_patient
         if self.kind == "fibrosis":
             return fibrosis_scene(seed, self.size, self.slices, anatomy_seed=body, **common)
@@ -78,6 +83,8 @@ def write_scenes(wanted: PhantomSet, out: str | Path) -> Manifest:
         raise ConfigError("a correlation in the test split needs a shortcut; name its kind.")
     if wanted.label == "mark" and wanted.shortcut is None:
         raise ConfigError("labels by the mark need a shortcut; name its kind.")
+    if wanted.cause == "classes" and wanted.kind != "nodule":
+        raise ConfigError(f"a cause of both classes is known for nodules, not for {wanted.kind}; leave it out.")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

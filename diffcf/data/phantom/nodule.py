@@ -31,6 +31,8 @@ DRAWN = {
 RIM_HU = ((1, 2, 3, 4, 5), (-620, -570, -450, -200, 30))  # texture -> HU of the outer part
 CORE_HU = ((1, 2, 3, 4, 5), (-600, -480, -120, 10, 35))  # texture -> HU of the middle
 SPICULES = 16
+TWIN = 0.9  # probability of its class
+MOST_SHIFT = 8.0  # of aggressiveness; every attribute is then at its end
 
 
 def nodule_scene(
@@ -42,6 +44,7 @@ def nodule_scene(
     lesion: bool = True,
     imbalance: float | None = None,
     shortcut: Shortcut | None = None,
+    twin: bool = False,
 ) -> Scene:
     """A field of lung with a nodule near its middle; one slice, `size` x `size` pixels of `spacing` mm.
 
@@ -55,6 +58,8 @@ def nodule_scene(
     - 0.6 (margin - 3.6) - 0.5 (sphericity - 3.6) + 0.3 (texture - 4) + 0.3 (diameter - 10)), `labels.MALIGNANCY`;
     about half are malignant. imbalance: another share of malignant ones, met by drawing the attributes of less or more
     aggressive nodules; the table stays. lesion: False leaves the nodule out, everything else being equal.
+    twin: the scene's true counterfactual: the same draws with another aggressiveness, the nearest at which the table
+    gives the other class a probability of `TWIN`; its label is that class.
 
     Errors: ConfigError for an unknown attribute or one out of its range, and for a size or spacing that is not
     positive.
@@ -63,6 +68,10 @@ def nodule_scene(
     if not 0.1 <= spacing <= 5:
         raise ConfigError(f"spacing {spacing} mm: expected 0.1 to 5 mm a pixel.")
     rated = _rated(seed, attributes or {}, imbalance)
+    label = int(stream(seed, "label").random() < MALIGNANCY.probability(rated))
+    if twin:
+        label = 1 - label
+        rated = _twin(seed, attributes or {}, imbalance, label)
     hu, noise = lung_field(seed, size, spacing)
     share, value = _nodule(seed, size, spacing, rated)
     without = hu + noise
@@ -71,7 +80,6 @@ def nodule_scene(
     volume = (with_nodule + noise if lesion else without)[None]
     cause = cause_of(volume, without[None], share[None]) if lesion else np.zeros(volume.shape, np.uint8)
     probability = MALIGNANCY.probability(rated)
-    label = int(stream(seed, "label").random() < probability)
     marks: dict = {}
     if shortcut is not None:
         volume, where, points_to = add_shortcut(volume, label, shortcut, seed)
@@ -87,13 +95,22 @@ def nodule_scene(
     )
 
 
-def _rated(seed: int, given: Mapping[str, float], imbalance: float | None) -> dict[str, float]:
+def _twin(seed: int, given: Mapping[str, float], imbalance: float | None, label: int) -> dict[str, float]:
+    def given_label(shift: float) -> float:
+        probability = MALIGNANCY.probability(_rated(seed, given, imbalance, shift if label else -shift))
+        return probability if label else 1 - probability
+
+    shift = solve_increasing(given_label, TWIN, 0.0, MOST_SHIFT)
+    return _rated(seed, given, imbalance, shift if label else -shift)
+
+
+def _rated(seed: int, given: Mapping[str, float], imbalance: float | None, shift: float = 0.0) -> dict[str, float]:
     unknown = set(given) - set(DRAWN)
     if unknown:
         raise ConfigError(f"unknown attribute(s) {', '.join(sorted(unknown))}; a nodule has {', '.join(DRAWN)}.")
     check_share(imbalance)
     rng = stream(seed, "attributes")
-    aggressive = rng.standard_normal() + (0.0 if imbalance is None else _aggressiveness(imbalance))
+    aggressive = rng.standard_normal() + shift + (0.0 if imbalance is None else _aggressiveness(imbalance))
     values = {}
     for name, (mean, effect, deviation, low, high) in DRAWN.items():
         own = rng.standard_normal()

@@ -1,0 +1,82 @@
+"""How little of a decoded change is needed: what black box and agent can do without is left out.
+
+A pasted piece of another image brings along what lay around it there, and a decoder smears every edit a little. None of
+it moved the decision, so none of it belongs into the answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from diffcf.counterfactuals.carry import Gate
+from diffcf.counterfactuals.ray import Ray, probability_of
+
+VISIBLE = 0.02  # of the window's half width: what a piece of a change is made of
+
+
+@dataclass(frozen=True)
+class Trim:
+    """Chooses, scan by scan, which pixels of a change are carried.
+
+    1. Of the gates with `shares`, the narrowest is taken with which the black box still gives the target what it gave
+       to the whole change, or the asked probability if that is less, and the agent, reading the code of the trimmed
+       image, does so too.
+    2. What is left is cut into connected pieces; of these, the smallest first and at most `pieces` of them, each is
+       dropped with which nothing is lost in the same sense.
+
+    The agent has a say since a black box alone is content with half a thing: an arm of a +, the rim of a nodule.
+    """
+
+    shares: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    pieces: int = 12
+
+    @torch.no_grad()
+    def __call__(self, ray: Ray, semantic: Tensor, target: Tensor, asked: float) -> Tensor:
+        """The share of every pixel's change that is carried, "b s c h w" from 0 to 1, judged on previews.
+
+        semantic: the edited codes, "b s ...". The ray has an agent and carries residuals.
+        """
+        everyone = torch.arange(len(target), device=target.device)
+        change = ray.change(semantic, everyone)
+        enough = torch.stack(self._judged(ray, change, everyone, target)).clamp(max=asked)
+        opened = torch.ones_like(change)
+        for share in self.shares:
+            narrower = Gate(share).opened(change)
+            kept = self._keeps(ray, change * narrower, everyone, target, enough)
+            opened[kept] = narrower[kept]
+        for sample in everyone.tolist():
+            one = everyone[sample : sample + 1]
+            for piece in _pieces(change[sample] * opened[sample], self.pieces):
+                without = (opened[sample] * ~piece)[None]
+                if bool(without.any()) and bool(
+                    self._keeps(ray, change[one] * without, one, target[one], enough[:, one])
+                ):
+                    opened[sample] = without[0]
+        return opened
+
+    def _keeps(self, ray: Ray, change: Tensor, index: Tensor, target: Tensor, enough: Tensor) -> Tensor:
+        return (torch.stack(self._judged(ray, change, index, target)) >= enough).all(0)
+
+    @staticmethod
+    def _judged(ray: Ray, change: Tensor, index: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """What black box and agent give the target where a change "m s c h w" is carried, "m" each."""
+        image = (ray.factual[index] + change).clamp(-1, 1)
+        ray.count_scored(index)
+        told = ray.logits_of(image).softmax(1), ray.agent_logits(ray.encode_semantic(image)).softmax(1)
+        return probability_of(told[0], target), probability_of(told[1], target)
+
+
+def _pieces(change: Tensor, most: int) -> list[Tensor]:
+    """The connected pieces of a change "s c h w" as masks "s 1 h w", the smallest ones first."""
+    from scipy import ndimage
+
+    strength = reduce(change.abs(), "s c h w -> s h w", "max").cpu().numpy()
+    labels, count = ndimage.label(strength > VISIBLE)
+    sizes = ndimage.sum_labels(strength, labels, range(1, count + 1))
+    order = sorted(range(1, count + 1), key=lambda label: sizes[label - 1])
+    found = rearrange(torch.from_numpy(labels).to(change.device), "s h w -> s 1 h w")
+    return [found == label for label in order[:most]]
