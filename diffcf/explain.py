@@ -307,8 +307,8 @@ class Explainer:
                 others = ", ".join(repr(name) for k, name in enumerate(self.classes) if k != target)
                 has = f"{float(scores[target]):.3f}"
                 raise ConfigError(
-                    f"the black box already says {self.classes[target]!r} ({has}): nothing has to change for it. Ask for "
-                    f"another class ({others}), or for more of this one: a probability above {has}."
+                    f"the black box already says {self.classes[target]!r} ({has}): nothing has to change for it. Ask "
+                    f"for another class ({others}), or for more of this one: a probability above {has}."
                 )
 
     def class_index(self, target: int | str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
@@ -52,9 +53,8 @@ class Trim:
             one = everyone[sample : sample + 1]
             for piece in _pieces(change[sample] * opened[sample], self.pieces):
                 without = (opened[sample] * ~piece)[None]
-                if bool(without.any()) and bool(
-                    self._keeps(ray, change[one] * without, one, target[one], enough[:, one])
-                ):
+                kept = self._keeps(ray, change[one] * without, one, target[one], enough[:, one])
+                if bool(without.any()) and bool(kept):
                     opened[sample] = without[0]
         return opened
 
@@ -75,7 +75,9 @@ def _pieces(change: Tensor, most: int) -> list[Tensor]:
     from scipy import ndimage
 
     strength = reduce(change.abs(), "s c h w -> s h w", "max").cpu().numpy()
-    labels, count = ndimage.label(strength > VISIBLE)
+    labels = np.zeros(strength.shape, np.int32)
+    ndimage.label(strength > VISIBLE, output=labels)
+    count = int(labels.max())
     sizes = ndimage.sum_labels(strength, labels, range(1, count + 1))
     order = sorted(range(1, count + 1), key=lambda label: sizes[label - 1])
     found = rearrange(torch.from_numpy(labels).to(change.device), "s h w -> s 1 h w")
