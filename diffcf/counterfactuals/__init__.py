@@ -3,6 +3,7 @@
 from diffcf.counterfactuals.carry import Gate
 from diffcf.counterfactuals.direction import class_score, shift_direction, spread_covariance
 from diffcf.counterfactuals.exemplar import Exemplar, Exemplars
+from diffcf.counterfactuals.joint import Joint
 from diffcf.counterfactuals.methods import Latent, LatentShift, Method, Minimal, Pixels, Shift
 from diffcf.counterfactuals.names import METHODS, method_named
 from diffcf.counterfactuals.ray import Points, Ray
@@ -20,6 +21,7 @@ __all__ = [
     "Exemplars",
     "Gate",
     "ImageScorer",
+    "Joint",
     "Latent",
     "LatentShift",
     "Method",

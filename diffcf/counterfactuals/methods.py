@@ -32,13 +32,13 @@ class Proposal:
     """Where to look, for b samples.
 
     direction: "b ..." like the code. cheap: (sample indices "m", steps "m") -> probabilities "m k" on the line that
-    cost little; the line search starts where they cross. whole: an answer as it stands: where its own point (step 1)
-    reaches the probability, the line search does not come back from there. carried: the share of every pixel's change
-    that is carried, "b s c h w", in place of the method's gate.
+    cost little; the line search starts where they cross, and at step 1 where there are none. whole: an answer as it
+    stands: where its own point (step 1) reaches the probability, the line search does not come back from there.
+    carried: the share of every pixel's change that is carried, "b s c h w", in place of the method's gate.
     """
 
     direction: Tensor
-    cheap: ProbabilitiesAt
+    cheap: ProbabilitiesAt | None
     whole: bool = False
     carried: Tensor | None = None
 
@@ -113,7 +113,7 @@ class LatentShift(Method):
         def score(value: Tensor, index: Tensor) -> Tensor:
             return class_score(ray.glimpse_logits(value, index), target[index], "log_odds")
 
-        _, slope = gradient(score, code, _everyone(ray))
+        _, slope = gradient(score, code, everyone(ray))
         size = slope.flatten(1).norm(dim=1)
         unit = slope * per_sample(torch.where(size > 0, 1 / size, 0.0), slope)
         return Proposal(unit * per_sample(code.flatten(1).norm(dim=1), code), ray.glimpse_at)
@@ -180,7 +180,7 @@ class Latent(Method):
                 return told
             return told + self.agent_weight * loss(ray.agent_logits(value * scale), target[index])
 
-        return Objective(of_both, origin, _weights(self.distance_weight, origin), GroupL1())
+        return Objective(of_both, origin, weights(self.distance_weight, origin), GroupL1())
 
     def _likeness(self, ray: Ray, value: Tensor, index: Tensor) -> Tensor:
         scale, origin = standardised(ray)
@@ -209,8 +209,8 @@ class Minimal(Method):
 
     def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
         """The direction to the best point found: of the largest weight at which the probability was reached."""
-        origin, everyone, loss = ray.code.semantic, _everyone(ray), Loss("cross_entropy")
-        low, high = _weights(self.lowest, origin), _weights(self.highest, origin)
+        origin, index, loss = ray.code.semantic, everyone(ray), Loss("cross_entropy")
+        low, high = weights(self.lowest, origin), weights(self.highest, origin)
         weight, best = low, origin
         for turn in range(self.rounds):
 
@@ -222,7 +222,7 @@ class Minimal(Method):
             found = self.solver(Objective(both, origin, weight), origin, ray.recorder())
             with torch.no_grad():
                 reached = (
-                    probability_of(ray.glimpse_logits(found.value, everyone).softmax(1), target) >= search.probability
+                    probability_of(ray.glimpse_logits(found.value, index).softmax(1), target) >= search.probability
                 )
             if turn == 0:
                 best = found.value  # where nothing reaches it, this comes closest
@@ -259,7 +259,7 @@ class Pixels(Method):
         objective = Objective(
             lambda value, index: loss(ray.glimpse_logits(value, index), target[index]),
             origin,
-            _weights(self.distance_weight, origin),
+            weights(self.distance_weight, origin),
             L1(),
             low=-1.0,
             high=1.0,
@@ -280,9 +280,11 @@ def standardised(ray: Ray) -> tuple[Tensor, Tensor]:
     return scale, ray.code.semantic / scale
 
 
-def _everyone(ray: Ray) -> Tensor:
+def everyone(ray: Ray) -> Tensor:
+    """The index of every sample, int "b"."""
     return torch.arange(len(ray.factual), device=ray.factual.device)
 
 
-def _weights(weight: float, like: Tensor) -> Tensor:
+def weights(weight: float, like: Tensor) -> Tensor:
+    """The same weight for every sample of "b ...", "b"."""
     return torch.full((len(like),), weight, dtype=like.dtype, device=like.device)

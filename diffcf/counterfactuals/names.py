@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffcf.counterfactuals.exemplar import Exemplar
+from diffcf.counterfactuals.joint import Joint
 from diffcf.counterfactuals.methods import Latent, LatentShift, Method, Minimal, Pixels, Shift
 from diffcf.errors import ConfigError
 
 METHODS: dict[str, type[Method]] = {
     "agent": Shift,
     "exemplar": Exemplar,
+    "joint": Joint,
     "latent": Latent,
     "latent-shift": LatentShift,
     "minimal": Minimal,

@@ -11,6 +11,7 @@ from diffcf.counterfactuals import (
     METHODS,
     AgentScorer,
     ImageScorer,
+    Joint,
     Latent,
     LatentShift,
     Minimal,
@@ -20,6 +21,7 @@ from diffcf.counterfactuals import (
 )
 from diffcf.counterfactuals.solvers import Adam, ProximalGradient
 from diffcf.errors import ConfigError
+from diffcf.types import Code
 
 SEARCH = StepSearch(0.8, evaluations=60, tolerance=0.0, resolution=1e-6)
 LONG = ProximalGradient(steps=400, tolerance=1e-8)
@@ -134,3 +136,42 @@ def test_a_black_box_without_gradients_is_refused_with_the_way_out(make_world) -
 def test_the_papers_shift_needs_an_agent(make_world) -> None:
     with pytest.raises(ConfigError, match="follows an agent"):
         find(make_world(), METHODS["agent"]())
+
+
+class Rest:
+    """Codes the mean of an image; all else is in x_T. What is asked below lies in x_T alone."""
+
+    card = None
+
+    def __init__(self) -> None:
+        self.forwards = 0
+
+    def encode(self, image):
+        self.forwards += 1
+        mean = image.mean((2, 3, 4))[..., None]
+        return Code(mean, (image - mean[..., None, None])[:, :, None])
+
+    def decode(self, code):
+        self.forwards += 1
+        return code.semantic[..., None, None] + code.stochastic[:, :, 0]
+
+
+def left_against_right(image):
+    d = 40 * (image[..., :2].mean((1, 2, 3, 4)) - image[..., 2:].mean((1, 2, 3, 4)))
+    return torch.stack([d, -d], 1) / 2
+
+
+@pytest.mark.parametrize("method", [Joint(solver=Adam(0.02, 40)), SPARSE], ids=["code and x_T", "code"])
+def test_only_a_search_in_x_t_reaches_what_lies_there(make_world, method) -> None:
+    world = make_world()
+    found = counterfactual(
+        world.image, generator=Rest(), blackbox=ImageScorer(left_against_right), method=method, search=StepSearch()
+    )
+    assert bool(found.reachable.all()) == isinstance(method, Joint)
+    if isinstance(method, Joint):
+        assert (left_against_right(found.end.image).argmax(1) == found.target).all()
+
+
+def test_without_x_t_there_is_nothing_to_join(make_world) -> None:
+    with pytest.raises(ConfigError, match="no x_T"):
+        find(make_world(), Joint())

@@ -54,7 +54,7 @@ def test_haze_and_fragments_go_and_what_is_read_stays() -> None:
     fragment[..., 9:11, 8:11] = -0.8
     kept = trimmed(needed + haze + fragment, reader(slice(2, 4), slice(2, 4)))
     assert float(kept[..., 8:, :].abs().max()) < 1e-3
-    torch.testing.assert_close(kept[..., 2:4, 2:4], torch.full((1, 1, 1, 2, 2), 0.85), rtol=1e-2, atol=0)
+    torch.testing.assert_close(kept[..., 2:4, 2:4], torch.full((1, 1, 1, 2, 2), 0.85), rtol=2e-2, atol=0)
     outside = kept.clone()
     outside[..., 2:4, 2:4] = 0
     assert float(outside.abs().sum()) < 0.02 * float(kept.abs().sum())
