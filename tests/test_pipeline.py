@@ -13,17 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from jsonargparse import auto_cli
 from tiny_data import write_tiny_data
 
 from diffcf import weights
+from diffcf.cards import AgentCard, read_card
 from diffcf.classifiers.agent import load_agent
 from diffcf.cli import main
 from diffcf.commands.models import find_models
 from diffcf.counterfactuals import METHODS, Exemplars
 from diffcf.errors import CheckpointError, ConfigError
-from diffcf.generators.generator import SliceWise, load_generator
 from diffcf.options import ExplainOptions
 from diffcf.scans import read_scan
 from diffcf.weights import content_hash
@@ -41,13 +40,15 @@ def load(folder: str, name: str) -> ModuleType:
     return module
 
 
-def run(folder: str, name: str) -> Any:
+def run(folder: str, name: str, *more: str) -> Any:
     """A script as `python FOLDER/NAME.py --config configs/tiny/NAME.yaml` runs it."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     module = load(folder, name)
-    config = auto_cli(module.Config, as_positional=False, args=["--config", str(ROOT / f"configs/tiny/{name}.yaml")])
+    config = auto_cli(
+        module.Config, as_positional=False, args=["--config", str(ROOT / f"configs/tiny/{name}.yaml"), *more]
+    )
     return module.main(config)
 
 
@@ -119,7 +120,7 @@ def test_counterfactuals(trained) -> None:
 def test_indeterminate(trained) -> None:
     run("evaluation", "indeterminate")
     rows = result(trained[0], "indeterminate")["rows"]
-    assert [row["method"] for row in rows] == ["to 'left' at 0.6", "to 'right' at 0.6"]
+    assert [row["method"] for row in rows] == ["to 'left' at 0.7", "to 'right' at 0.7"]
     assert all(-1 <= row["opposite"] <= 1 for row in rows if row["opposite"] is not None)
     assert (trained[0] / "runs" / "tiny" / "figures" / "indeterminate_tiny.png").stat().st_size > 5000
 
@@ -207,10 +208,11 @@ def test_every_method_ends_in_the_same_files(trained, method: str) -> None:
 
 def test_exemplars_beside_the_agent_make_them_the_default(trained) -> None:
     shutil.copytree("runs/tiny/agent/agent", "with/agent")
-    generator = SliceWise(load_generator("runs/tiny/diffae"))
-    with torch.no_grad():
-        codes = generator.encode_semantic(torch.rand(6, 2, 1, 16, 16) * 2 - 1)
-    Exemplars(codes, torch.eye(2)[[0, 1] * 3]).save(Path("with/agent"))
+    run("train", "exemplars", "--agent", "with/agent")
+    assert Exemplars.load("with/agent").counts(("a", "b")) == {"a": 2, "b": 2}
+    assert (
+        read_card(AgentCard, Path("with/agent")).about["exemplars"]["command"].startswith("python train/exemplars.py")
+    )
     command = [
         "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae",
         "--agent", "with/agent", "--scan", "runs/tiny/data/4.npz", "--steps", "3", "--out", "by-exemplar",

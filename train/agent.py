@@ -25,7 +25,6 @@ from diffcf.cards import AgentCard
 from diffcf.classifiers.agent import Agent, save_agent
 from diffcf.classifiers.blackbox import load_blackbox
 from diffcf.classifiers.conv_agent import ConvAgent
-from diffcf.counterfactuals.exemplar import Exemplars
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.data.views import Views
@@ -63,7 +62,6 @@ class Config:
         edit_steps: sampler steps for them, to encode and again to decode.
         residual_carry: label edits as explanations with residual carry show them.
         cache: where codes are kept; null keeps none.
-        exemplars: keep the codes of so many training images of each class beside the agent, for the method Exemplar.
         half: store the weights in half precision.
         data, terms: of what it was trained on, in words, for the card.
         seed: of initialisation, order and edits.
@@ -87,7 +85,6 @@ class Config:
     edit_steps: int = 20
     residual_carry: bool = False
     cache: Path | None = Path("runs/cache")
-    exemplars: int = 0
     half: bool = False
     data: str = ""
     terms: str = ""
@@ -197,9 +194,6 @@ def main(config: Config) -> dict[str, float]:
         }
         card = AgentCard(classes=blackbox.card.classes, slices=agent.slices, about=about, **hashes)
         save_agent(agent, card, config.out / "agent", half=config.half)
-        if config.exemplars:
-            sure = train.teacher.logits.softmax(1)
-            Exemplars.sure(train.semantic, sure, most=config.exemplars).save(config.out / "agent")
         Console().print(f"agreement on {len(val)} validation images:", {k: round(v, 3) for k, v in figures.items()})
     accelerator.end_training()
     return figures

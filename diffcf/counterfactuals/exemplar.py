@@ -41,14 +41,24 @@ class Exemplars:
         tensors = {"semantic": self.semantic.half().contiguous(), "probability": self.probability.float().contiguous()}
         save_file(tensors, folder / EXEMPLARS_NAME)
 
+    def counts(self, classes: Sequence[str]) -> dict[str, int]:
+        """How many there are of each class. Errors: ConfigError where a class has none."""
+        found = torch.bincount(self.probability.argmax(1), minlength=len(classes)).tolist()
+        missing = [name for name, count in zip(classes, found, strict=True) if not count]
+        if missing:
+            raise ConfigError(
+                f"the black box is sure of no image of {', '.join(missing)}; give it other images, or ask less of it."
+            )
+        return dict(zip(classes, found, strict=True))
+
     @classmethod
     def load(cls, folder: str | Path) -> Exemplars:
         """Read what `save` wrote. Errors: CheckpointError where there is nothing."""
         path = Path(folder) / EXEMPLARS_NAME
         if not path.is_file():
             raise CheckpointError(
-                f"no {EXEMPLARS_NAME} in {folder}: train the agent with `exemplars` set, which keeps the codes of "
-                "training images, or take another method."
+                f"no {EXEMPLARS_NAME} in {folder}: train/exemplars.py keeps the codes of images beside an agent; or "
+                "take another method."
             )
         tensors = load_file(path)
         return cls(tensors["semantic"].float(), tensors["probability"])
@@ -167,7 +177,7 @@ class Exemplar(Method):
         """The most promising codes for a sample, "m s d h w": closest of those that the agent takes for the target."""
         sure = exemplars.semantic[exemplars.probability.argmax(1) == target]
         if not len(sure):
-            raise ConfigError(f"no exemplar of class {target}: the black box is sure of none; train the agent again.")
+            raise ConfigError(f"no exemplar of class {target}: the black box is sure of none; run train/exemplars.py.")
         ring = _widened(region[None], 1)[0] - region
         unlike = reduce((sure - origin).square() * rearrange(ring, "s h w -> s 1 h w"), "n s d h w -> n", "sum")
         fitting = sure[unlike.topk(min(self.near, len(sure)), largest=False).indices]

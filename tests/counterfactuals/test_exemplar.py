@@ -99,7 +99,7 @@ def test_only_the_sure_are_kept_and_classes_stay_balanced() -> None:
 
 def test_what_is_missing_or_does_not_fit_is_named(folder, tmp_path) -> None:
     image = images(1, -0.5, 7)
-    with pytest.raises(CheckpointError, match=r"no exemplars.safetensors .* `exemplars`"):
+    with pytest.raises(CheckpointError, match=r"no exemplars.safetensors .* train/exemplars.py"):
         find(Exemplar(tmp_path / "elsewhere"), image)
     Exemplars(torch.zeros(3, 1, 2, SIZE, SIZE), torch.eye(2)[[0, 1, 1]]).save(tmp_path)
     other = tmp_path / "other"

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from diffcf.cards import ClassifierCard, GeneratorCard, Preparation
 from diffcf.classifiers.agent import load_agent
 from diffcf.classifiers.conv_agent import ConvAgent
-from diffcf.counterfactuals import Exemplars
 from diffcf.distillation import KL, L1, MSE
 from diffcf.errors import ConfigError
 from diffcf.types import Code
@@ -175,18 +174,15 @@ def test_manifests_are_joined_and_checked_together(script, tmp_path: Path) -> No
         script.main(configure(script, tmp_path, manifests=halves))
 
 
-def test_a_convolutional_agent_for_a_spatial_code_with_its_exemplars(script, tmp_path: Path) -> None:
+def test_a_convolutional_agent_for_a_spatial_code(script, tmp_path: Path) -> None:
     script.generator.encode_semantic = lambda image: image  # a code that is a map
-    wanted = {"width": 8, "init": "random", "loss": KL(), "learning_rate": 1e-2, "exemplars": 3}
+    wanted = {"width": 8, "init": "random", "loss": KL(), "learning_rate": 1e-2}
     short = script.main(configure(script, tmp_path, epochs=1, **{**wanted, "learning_rate": 1e-6}))
     figures = script.main(configure(script, tmp_path, epochs=40, **wanted, half=True))
     assert figures["kl"] < 0.9 * short["kl"]  # eighty images of noise are few
     agent = load_agent(tmp_path / "run" / "agent")
     assert isinstance(agent, ConvAgent)
     assert agent.card.about["start"] == "random"
-    kept = Exemplars.load(tmp_path / "run" / "agent")
-    assert kept.semantic.shape[1:] == (SLICES, 1, SIZE, SIZE)
-    assert (kept.probability.argmax(1).bincount() <= 3).all()
     for change in ({"init": "ridge"}, {"loss": L1()}, {"pool": 2}, {"edits": 1}):
         with pytest.raises(ConfigError, match="width > 0"):
             script.main(configure(script, tmp_path, **{**wanted, **change}))
