@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffcf.counterfactuals import AgentScorer, ImageScorer, Trim
 from diffcf.counterfactuals.ray import Ray
+from diffcf.counterfactuals.trim import seam
 from diffcf.types import Code
 
 SIZE = 12
@@ -78,3 +79,38 @@ def test_a_change_that_never_convinced_loses_nothing_of_its_score() -> None:
     change[..., 2:4, 4:5] = 0.05
     kept = trimmed(change, reader(slice(2, 4), slice(2, 4)))
     torch.testing.assert_close(kept[..., 2:4, 2:4], change[..., 2:4, 2:4], rtol=1e-3, atol=0)
+
+
+def test_a_mixture_has_a_seam_where_neither_image_has_an_edge() -> None:
+    one, other = torch.full((2, 1, 1, 6, 6), -0.5), torch.full((2, 1, 1, 6, 6), 0.3)
+    mixed = one.clone()
+    mixed[1, ..., :3] = other[1, ..., :3]
+    torch.testing.assert_close(seam(mixed, one, other), torch.tensor([0.0, 0.8]))
+    edged = one.clone()
+    edged[..., 3:] = 0.4  # an edge of the scan's own lies there
+    assert seam(edged, edged, other).tolist() == [0, 0]
+    reversed_ = edged.clone()
+    reversed_[..., 3] = 1.0  # a rim: up and down again
+    torch.testing.assert_close(seam(reversed_, edged, other), torch.full((2,), 0.6))
+
+
+def test_the_soft_border_of_what_goes_is_not_left_behind_as_a_rim() -> None:
+    """A blob with a soft border is taken out: its rim is weak against the middle, and goes with it all the same."""
+    y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    blob = torch.exp(-((y - 5.5) ** 2 + (x - 5.5) ** 2) / 12.0)[None, None, None]
+    agent = reader(slice(4, 8), slice(4, 8))
+    kept = {}
+    for limit in (0.1, 9.0):
+        ray = Ray(
+            0.9 * blob - 0.5,
+            generator=Identity(),
+            blackbox=ImageScorer(agent),
+            agent=AgentScorer(agent),
+            residual_carry=True,
+        )
+        change = -0.9 * blob
+        carried = Trim(seam=limit)(ray, ray.factual + change, torch.tensor([0]), 0.75)
+        kept[limit] = ray.factual + carried * change
+    sources = 0.9 * blob - 0.5, torch.full_like(blob, -0.5)
+    assert float(seam(kept[0.1], *sources)) <= 0.1
+    assert float(seam(kept[9.0], *sources)) > 0.2
