@@ -4,12 +4,17 @@
 
 Held-out scans that the black box classifies correctly are pushed to the other class, as `diffcf explain` does it, and
 reported by direction. `validity` is the share that the black box itself gives the asked score; `decision_validity` the
-share whose predicted class changed. `proximity_l1` is the mean change in HU, `sparsity` the share of pixels that change
-by more than 5% of the window's width, `cause_precision` the share of the absolute change that lies in the known cause
-(manifest column `mask`; over the scans that have one), beside `cause_area`, what a change spread evenly would score.
+share whose predicted class changed. `proximity_l1` and `proximity_l2` are the mean and the root mean squared change in
+HU, `sparsity` the share of pixels that change by more than 5% of the window's width, `cause_precision` the share of the
+absolute change that lies in the known cause (manifest column `mask`; over the scans that have one), beside
+`cause_area`, what a change spread evenly would score; `cause_recall` the share of the cause that changes visibly.
+`cout` and `identity` are as in `diffcf.metrics.counterfactual`; features are those of `encoder`, a fixed wavelet
+transform. `kid` compares patches around the changes with patches of other patients' scans; `kid_excess` is by how much
+it is above that of plain reconstructions of the same scans (`realism.py`).
 `transfer_validity`: of the scans that another classifier gets right, the share whose counterfactual it takes for the
 target too. `survival_validity`: of the scans whose decision outlives noise and denoising by another generator, the
-share whose counterfactual's does. `reader`: the share whose symbol a reader of the scene takes for the target's.
+share whose counterfactual's does. `reader`: the share whose symbol a reader of the scene takes for the target's; where
+there is one, scans whose symbol cannot be told from what it lies on are left out (`illegible`: how many).
 `monotone` is the share of steps along the path, from one class to the other, on which the score does not fall.
 `evaluations` and `backwards` are of the generator, an image, search and path included. Also: the agent's agreement on
 these scans, how many counterfactuals are pictures that the generator knows (`plausible`) and how many explanations pass
@@ -18,7 +23,7 @@ every trust check (`trusted`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,23 +31,42 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, mean_row, write_result
+from judges import Judge, Judges, judged_by, judges_of, legible
+from realism import realism_row
 from rich.progress import track
 from torch.nn import functional as F
 
-from diffcf.classifiers.blackbox import load_blackbox
 from diffcf.counterfactuals import Method, rising_share
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
-from diffcf.data.phantom.shortcut import Shortcut, read_symbol
+from diffcf.data.phantom.shortcut import Shortcut
 from diffcf.errors import ConfigError
 from diffcf.explain import Explainer, ExplainSettings
-from diffcf.generators.generator import SliceWise, load_generator
+from diffcf.metrics.counterfactual import (
+    cause_precision,
+    cause_recall,
+    cout,
+    identity,
+    proximity_l1,
+    proximity_l2,
+    sparsity,
+)
+from diffcf.metrics.realism import patches_at
+from diffcf.metrics.scattering import Scattering
 from diffcf.training.command import run_script
 from diffcf.types import Explanation
 
-VISIBLE = 0.05  # of the window's width
 OPTIONAL = ("transfer_validity", "survival_validity", "reader")  # left out where nobody was asked
-Found = tuple[str, str, dict[str, float]]  # direction, patient, figures
+
+
+@dataclass(frozen=True)
+class Found:
+    """One explanation: its direction, whose scan it is, its figures, and features "1 f" of three patches."""
+
+    direction: str
+    patient: str
+    figures: dict[str, float]
+    features: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,91 +127,54 @@ class Config:
     out: Path = RESULTS
 
 
-Judge = Callable[[torch.Tensor], torch.Tensor]  # images "b s c h w" -> predicted classes "b"
-
-
-@dataclass(frozen=True)
-class Judges:
-    """Who decides about images: the black box, it after purification, another classifier, a reader of the symbol.
-
-    None where a case names none.
-    """
-
-    blackbox: Judge
-    purified: Judge | None
-    other: Judge | None
-    reader: Judge | None
-
-
-def judges_of(explainer: Explainer, case: Case, config: Config) -> Judges:
-    """The judges of a case's counterfactuals."""
-    device, preparation = next(explainer.blackbox.parameters()).device, explainer.preparation
-
-    def by(blackbox: Any) -> Judge:
-        view = blackbox.view_of(preparation)
-
-        @torch.no_grad()
-        def judge(images: torch.Tensor) -> torch.Tensor:
-            parts = images.split(config.batch)
-            return torch.cat([blackbox(view(part.to(device))).argmax(1).cpu() for part in parts])
-
-        return judge
-
-    def read(images: torch.Tensor) -> torch.Tensor:
-        window, symbol = preparation.window, config.symbol
-        assert symbol is not None
-        hu = (window.centre + images[:, :, 0] * window.width / 2).cpu().numpy()
-        return torch.tensor([read_symbol(volume, symbol) for volume in hu])
-
-    decide = by(explainer.blackbox)
-    purifier = SliceWise(load_generator(case.purifier)).to(device) if case.purifier else None
-
-    @torch.no_grad()
-    def purified(images: torch.Tensor) -> torch.Tensor:
-        assert purifier is not None
-        cleaned = [purifier.purified(part.to(device), config.seed) for part in images.split(config.batch)]
-        return decide(torch.cat(cleaned).clamp(-1, 1))
-
-    other = by(load_blackbox(case.other).to(device)) if case.other else None
-    return Judges(decide, purified if purifier else None, other, read if config.symbol else None)
-
-
 def figures_of(explanation: Explanation, mask: torch.Tensor | None, half_width: float) -> dict[str, float]:
     """What is measured on one explanation. mask: "s 1 h w", the known cause, or None. half_width: HU of the window."""
-    target, change = int(explanation.target[0]), explanation.difference[0].abs()
-    inside = float((change * mask).sum() / change.sum()) if mask is not None and float(change.sum()) > 0 else np.nan
+    target, change = int(explanation.target[0]), explanation.difference
     decided = int(explanation.counterfactual_probability[0].argmax())
     checks = {check.name: check.passed for check in explanation.trust}
+    cost = explanation.cost
     return {
         "validity": float(explanation.reachable[0]),
         "decision_validity": float(decided == target),
-        "proximity_l1": float(change.mean()) * half_width,
-        "sparsity": float((change > 2 * VISIBLE).float().mean()),
-        "cause_precision": inside,
+        "proximity_l1": float(proximity_l1(change)) * half_width,
+        "proximity_l2": float(proximity_l2(change)) * half_width,
+        "sparsity": float(sparsity(change)),
+        "cause_precision": np.nan if mask is None else float(cause_precision(change, mask[None])),
+        "cause_recall": np.nan if mask is None else float(cause_recall(change, mask[None])),
         "cause_area": np.nan if mask is None else float(mask.mean()),
         "monotone": float(rising_share(explanation.path_probability[:, 0, target])),
         "step": float(explanation.path_steps[-1]),
         "agreement": float(checks.get("agent_agreement", np.nan)),
         "plausible": float(checks.get("plausibility", False)),
         "trusted": float(all(checks.values())),
-        "evaluations": float(explanation.cost.generator_forwards),
-        "backwards": float(explanation.cost.generator_backwards),
-        "seconds": explanation.cost.seconds,
+        "evaluations": float(cost.generator_forwards),
+        "backwards": float(cost.generator_backwards),
+        "blackbox_evaluations": float(cost.blackbox_forwards),
+        "seconds": cost.seconds,
+        "peak_mb": cost.peak_memory_mb,
     }
 
 
-def judged_by(judge: Judge | None, factual: torch.Tensor, edited: torch.Tensor, label: int, target: int) -> float:
-    """1 where a judge that gets the factual image right takes the counterfactual for the target, NaN where it is wrong
-    about the factual image or there is no judge."""
-    if judge is None or int(judge(factual)) != label:
-        return np.nan
-    return float(int(judge(edited)) == target)
+@torch.no_grad()
+def transition(explanation: Explanation, probability: Judge, label: int) -> torch.Tensor:
+    """COUT of an explanation, "1"."""
+    label_index = torch.tensor([label], device=explanation.factual.device)
+    return cout(explanation.factual, explanation.counterfactual, probability, label_index, explanation.target)
 
 
-def judge(explainer: Explainer, judges: Judges, scans: ScanDataset, config: Config) -> list[Found]:
-    """(direction, patient, figures) of every scan that the black box classifies correctly."""
+def judge(explainer: Explainer, judges: Judges, scans: ScanDataset, config: Config) -> tuple[list[Found], int]:
+    """What is found for every scan that the black box classifies correctly, and how many were not legible."""
     device = next(explainer.blackbox.parameters()).device
     right = (judges.blackbox(scans.images) == scans.labels).nonzero().squeeze(1)
+    illegible = 0
+    if config.symbol is not None:
+        shown = legible(scans.images[right], config.symbol, explainer.preparation.window)
+        illegible, right = int((~shown).sum()), right[shown]
+    encoder, view = Scattering().to(device), explainer.blackbox.view_of(explainer.preparation)
+
+    def probability(images: torch.Tensor) -> torch.Tensor:
+        return explainer.blackbox(view(images)).softmax(1)
+
     chosen: list[int] = []
     for label in range(len(explainer.classes)):
         of_class = [int(i) for i in right if int(scans.labels[i]) == label]
@@ -208,20 +195,29 @@ def judge(explainer: Explainer, judges: Judges, scans: ScanDataset, config: Conf
             figures["transfer_validity"] = judged_by(judges.other, *pair)
             figures["survival_validity"] = judged_by(judges.purified, *pair)
             figures["reader"] = judged_by(judges.reader, *pair)
+            figures["cout"] = float(transition(explanation, probability, label))
+            seen = {
+                "factual": explanation.factual,
+                "counterfactual": explanation.counterfactual,
+                "reconstruction": explanation.reconstruction,
+            }
+            features = {name: encoder(patches_at(image, explanation.difference)) for name, image in seen.items()}
+            figures["identity"] = float(identity(features["factual"], features["counterfactual"]))
             direction = f"{explainer.classes[label]} to {explainer.classes[target]}"
-            found.append((direction, scans.patients[i], figures))
-    return found
+            found.append(Found(direction, scans.patients[i], figures, features))
+    return found, illegible
 
 
 def rows_of(found: Sequence[Found], common: dict[str, Any], config: Config) -> list[dict[str, Any]]:
     """A row for both directions together and one for each."""
-    directions = ["both", *sorted({direction for direction, _, _ in found})]
+    directions = ["both", *sorted({one.direction for one in found})]
     rows = []
     for direction in directions:
-        mine = [entry for entry in found if direction in ("both", entry[0])]
-        values = {key: [figures[key] for _, _, figures in mine] for key in mine[0][2]}
+        mine = [one for one in found if direction in ("both", one.direction)]
+        values = {key: [one.figures[key] for one in mine] for key in mine[0].figures}
         values = {key: each for key, each in values.items() if key not in OPTIONAL or not np.isnan(each).all()}
-        patients = [patient for _, patient, _ in mine]
+        patients = [one.patient for one in mine]
+        features = {name: torch.cat([one.features[name] for one in mine]) for name in mine[0].features}
         row = {
             **common,
             "default": common["default"] and direction == "both",
@@ -229,6 +225,7 @@ def rows_of(found: Sequence[Found], common: dict[str, Any], config: Config) -> l
             "n": len(mine),
             "patients": len(set(patients)),
             **mean_row(values, patients, resamples=config.resamples, seed=config.seed),
+            **realism_row(features, patients, seed=config.seed),
         }
         rows.append(row)
     return rows
@@ -255,9 +252,21 @@ def main(config: Config) -> list[dict[str, Any]]:
             "split": config.split,
             "classifier": explainer.blackbox.card.architecture,
             "probability": settings.search.probability,
+            "encoder": Scattering().name,
             "default": place == 0,
         }
-        table += rows_of(judge(explainer, judges_of(explainer, case, config), scans, config), named, config)
+        judges = judges_of(
+            explainer,
+            other=case.other,
+            purifier=case.purifier,
+            symbol=config.symbol,
+            batch=config.batch,
+            seed=config.seed,
+        )
+        found, illegible = judge(explainer, judges, scans, config)
+        if config.symbol is not None:
+            named["illegible"] = illegible
+        table += rows_of(found, named, config)
     title = "Counterfactuals of correctly classified held-out scans, judged by the black box (paper 004, section 2.4)"
     write_result(__file__, config, title, table)
     return table

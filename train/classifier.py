@@ -49,7 +49,8 @@ class Config:
         architecture, architecture_args: of timm. slice_mode: how several slices go in (EXTENDING.md).
         fold: null, the manifest's own split; 0 to `folds` - 1, that one validates; "all", a run for each.
         positive: the class that figures and `select` are about, against the others.
-        select: the best epoch has the highest sum of sensitivity and specificity, as in the paper, or the highest AUC.
+        select: the best epoch has the highest sum of sensitivity and specificity, as in the paper, or the highest AUC
+            or accuracy (of more than two classes).
         balance: classes weigh the same in the loss, are drawn equally often, or neither.
         smoothing: of the labels; keeps logits from running away. augmentation: views that keep the label.
         epochs: passes over the training scans. patience: stop after so many without a better one; 0 never.
@@ -69,7 +70,7 @@ class Config:
     fold: int | Literal["all"] | None = None
     folds: int = 5
     positive: int = -1
-    select: Literal["sum", "auc"] = "sum"
+    select: Literal["sum", "auc", "accuracy"] = "sum"
     balance: Literal["none", "loss", "sampling"] = "loss"
     smoothing: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)

@@ -85,11 +85,22 @@ def read_symbol(volume: np.ndarray, shortcut: Shortcut) -> int:
 
     It is a + where the upright arms are nearer to the bar in HU than to what lies around the symbol.
     """
+    arms, bar, outside = (volume[part].mean() for part in _parts(volume, shortcut))
+    return int(arms > (bar + outside) / 2)
+
+
+def symbol_contrast(volume: np.ndarray, shortcut: Shortcut) -> float:
+    """By how many HU the bar of a symbol in HU "z y x" stands out; in a window's HU nearly 0 on bone."""
+    _, bar, outside = _parts(volume, shortcut)
+    return float(volume[bar].mean() - volume[outside].mean())
+
+
+def _parts(volume: np.ndarray, shortcut: Shortcut) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The upright arms, the bar, and what lies around the symbol, bool "z y x" each."""
     blank = np.zeros(volume.shape, np.float32)
     plus = add_shortcut(blank, 1, replace(shortcut, correlation=1), 0)[0] != 0
     bar = add_shortcut(blank, 0, replace(shortcut, correlation=1), 0)[0] != 0
     rows, columns = np.nonzero(plus.any(0))[0], np.nonzero(plus.any(0))[1]
     around = np.zeros(volume.shape, bool)
     around[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
-    arms, outside = plus & ~bar, around & ~plus
-    return int(volume[arms].mean() > (volume[bar].mean() + volume[outside].mean()) / 2)
+    return plus & ~bar, bar, around & ~plus
