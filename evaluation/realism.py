@@ -21,13 +21,16 @@ def realism_row(features: dict[str, Tensor], patients: Sequence[str], *, seed: i
     features: "n d" of the same n patches of the counterfactuals, the reconstructions and the factual images. All are
     compared with the factual patches of the other half of the patients; `kid_real` compares factual patches with
     factual patches, and is 0 but for chance. Intervals: mean +- 1.96 standard errors of the jackknife over patients,
-    since the copies that a bootstrap draws are not independent samples to an unbiased kernel distance.
+    since the copies that a bootstrap draws are not independent samples to an unbiased kernel distance. Features are
+    measured in spreads of the factual patches, so that no scale of the wavelets outweighs the others.
     Fewer than `FEWEST` patients: NaN.
     """
     keys = ("kid", "kid_reconstruction", "kid_real", "kid_excess")
     owners = sorted(set(patients))
     if len(owners) < FEWEST:
         return {f"{key}{end}": math.nan for key in keys for end in ("", "_low", "_high")}
+    middle, spread = features["factual"].mean(0), features["factual"].std(0).clamp(min=1e-6)
+    features = {name: (values - middle) / spread for name, values in features.items()}
     random = np.random.default_rng(seed)
     halves = [{owner: bool(k % 2) for k, owner in enumerate(random.permutation(owners))} for _ in range(SPLITS)]
     whose = np.array(patients)
@@ -46,8 +49,7 @@ def realism_row(features: dict[str, Tensor], patients: Sequence[str], *, seed: i
 
     whole = figures(np.arange(len(whose)))
     left_out = np.stack([figures(np.flatnonzero(whose != owner)) for owner in owners])
-    spread = left_out - left_out.mean(0)
-    error = np.sqrt((len(owners) - 1) / len(owners) * (spread**2).sum(0))
+    error = np.sqrt((len(owners) - 1) / len(owners) * ((left_out - left_out.mean(0)) ** 2).sum(0))
     row = {}
     for key, value, width in zip(keys, whole, 1.96 * error, strict=True):
         row |= {key: float(value), f"{key}_low": float(value - width), f"{key}_high": float(value + width)}
