@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 TRUST_NAME = "trust.safetensors"
-Part = Literal["classifier", "generator", "agent"]
+Part = Literal["classifier", "generator", "agent", "onestep"]
 # What makes a folder this model and no other; notes, pictures and what held-out scans were like do not.
 MODEL_FILES = (".safetensors", ".json", ".pt", ".pth", ".pt2", ".bin")
 MODEL_FOLDER = (CARD_NAME, "README.md", *(f"*{suffix}" for suffix in MODEL_FILES))  # what training writes
@@ -61,6 +61,12 @@ def part_of(name: str | Path, part: Part) -> Path:
         return resolve(f"{name}/{part}")
     except CheckpointError:
         return resolve(name)  # a part named directly, or the error that names what was given
+
+
+def onestep_beside(generator: Path) -> Path | None:
+    """The one-step decoder of a set: the folder `onestep` beside that of its generator; None where there is none."""
+    folder = generator.absolute().parent / "onestep"
+    return folder if (folder / CARD_NAME).is_file() else None
 
 
 def content_hash(name: str | Path, part: Part | None = None, *, card: str | Path | None = None) -> str:

@@ -82,6 +82,7 @@ def make_case(options: ExplainOptions) -> Case:
             ),
             card=options.card,
             device=device,
+            onestep=models.onestep,
             sampler=options.sampler,
             steps=options.steps,
         )
@@ -120,8 +121,9 @@ def provenance(
         "classifier": options.classifier,
         "generator": options.generator or options.classifier,
         "agent": options.agent or options.classifier,
+        "onestep": options.onestep or options.generator or options.classifier,
     }
-    folders = {"classifier": models.classifier, "generator": models.generator, "agent": models.agent}
+    folders = dataclasses.asdict(models)
     return {
         "models": {
             part: {

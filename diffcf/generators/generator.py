@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffcf.cards import GeneratorCard, Sampling, read_card, write_card
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.generators.diffae import DiffusionAutoencoder
+from diffcf.generators.onestep import OneStepDecoder, load_onestep
 from diffcf.generators.sampling import (
     Grid,
     ddim_decode,
@@ -25,7 +26,7 @@ from diffcf.generators.sampling import (
     obelm_start,
 )
 from diffcf.types import Code
-from diffcf.weights import part_of, read_tensors
+from diffcf.weights import content_hash, onestep_beside, part_of, read_tensors
 
 SAMPLERS = ("ddim", "dpm", "obelm")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -35,12 +36,19 @@ class DiffusionGenerator(nn.Module):
     """A `Generator` over single slices "b c h w": E(x) and D(z, x_T) of paper 004, section 2.1.
 
     `forwards` counts evaluations of the denoising network per image; reading a semantic code is none of them. The
-    weights are frozen; `decode` is differentiable in the code's `semantic`.
+    weights are frozen; `decode` is differentiable in the code's `semantic`. onestep: what makes the previews, if any.
     """
 
-    def __init__(self, model: DiffusionAutoencoder, card: GeneratorCard, sampling: Sampling | None = None) -> None:
+    def __init__(
+        self,
+        model: DiffusionAutoencoder,
+        card: GeneratorCard,
+        sampling: Sampling | None = None,
+        onestep: OneStepDecoder | None = None,
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        self.onestep = onestep
         self.card = card
         self.sampling = sampling or card.sampling
         if self.sampling.sampler not in SAMPLERS:
@@ -77,17 +85,21 @@ class DiffusionGenerator(nn.Module):
         return decode(denoiser, rearrange(code.stochastic, "b 1 c h w -> b c h w"), self.grid)
 
     def preview(self, code: Code) -> Tensor:
-        """What one evaluation says of a code: E[x_0 | x_T, z], "b c h w"; not clamped.
+        """The image of a code in one evaluation, "b c h w"; not clamped, differentiable in the semantic code.
 
-        The denoiser's own prediction at the noisiest level, x_0 = alpha x_T - sigma v. How close it comes to `decode`
-        is how much of the image the semantic code holds; differentiable in it. A pair of states shows its second. A
-        network that predicts epsilon says nothing of the image at that level, and is decoded in full.
+        By the one-step decoder, which imitates `decode`. Without one it is the denoiser's own prediction at the
+        noisiest level, E[x_0 | x_T, z]: x_0 = alpha x_T - sigma v. That comes the closer to `decode` the more of the
+        image the semantic code holds. A network that predicts epsilon says nothing of the image there, and is decoded
+        in full. A pair of states shows its second.
         """
-        if self.model.config.prediction == "epsilon":  # pyright: ignore[reportAttributeAccessIssue]
+        if self.onestep is None and self.model.config.prediction == "epsilon":  # pyright: ignore[reportAttributeAccessIssue]
             return self.decode(code)
         if code.stochastic is None:
             raise ConfigError("a code without x_T cannot be previewed; draw one with fresh_stochastic.")
         noise = code.stochastic[:, -1]
+        if self.onestep is not None:
+            self.forwards += 1
+            return self.onestep(noise, code.semantic)
         t = torch.full((len(noise),), int(self.grid.timesteps[-1]), device=noise.device)
         alpha, sigma = self.model.levels(t, noise)
         return (noise - sigma * self._denoiser(code.semantic)(noise, t)) / alpha
@@ -230,14 +242,15 @@ def save_generator(model: DiffusionAutoencoder, card: GeneratorCard, folder: Pat
     write_card(card, folder)
 
 
-def load_generator(source: str | Path, **sampling: Any) -> DiffusionGenerator:
+def load_generator(source: str | Path, *, onestep: str | Path | None = None, **sampling: Any) -> DiffusionGenerator:
     """Read what `save_generator` (or diffusers' `save_pretrained`, and a card) wrote; frozen, in single precision.
 
-    source: folder or bundled name; a set ("lidc") stands for its generator. sampling: fields of `Sampling` that replace
-    the card's; None leaves them.
+    source: folder or bundled name; a set ("lidc") stands for its generator. onestep: folder or bundled name of a
+    one-step decoder for the previews; None takes the folder `onestep` beside the generator's, if there is one.
+    sampling: fields of `Sampling` that replace the card's; None leaves them.
 
-    Errors: CheckpointError where the folder holds no generator, or one whose image size is not its card's; ConfigError
-    for a sampling that cannot be meant.
+    Errors: CheckpointError where the folder holds no generator, or one whose image size is not its card's, and for a
+    one-step decoder of another generator; ConfigError for a sampling that cannot be meant.
     """
     folder = part_of(source, "generator")
     card = read_card(GeneratorCard, folder)
@@ -256,8 +269,10 @@ def load_generator(source: str | Path, **sampling: Any) -> DiffusionGenerator:
             f"{folder}: the network takes images of {config['image_size']} pixels, its card says "
             f"{card.preparation.size}; correct the card."
         )
+    found = onestep or onestep_beside(folder)
+    student = None if found is None else load_onestep(found, model, content_hash(folder))
     asked = {key: value for key, value in sampling.items() if value is not None}
     try:
-        return DiffusionGenerator(model, card, replace(card.sampling, **asked))
+        return DiffusionGenerator(model, card, replace(card.sampling, **asked), student)
     except TypeError as error:
         raise ConfigError(f"{asked}: expected sampler, steps and spacing ({error}).") from error
