@@ -97,6 +97,34 @@ def test_reconstruction(trained) -> None:
     assert drawn["code_std"] == pytest.approx(1, abs=0.05)
 
 
+def test_a_one_step_decoder_previews_and_its_gap_is_reported(trained) -> None:
+    figures = run("train", "onestep")
+    assert np.isfinite(figures["psnr_edited"])
+    module = load("evaluation", "onestep")
+    places = {"generator": "runs/tiny/diffae", "classifier": "runs/tiny/classifier/blackbox"}
+    out = Path("runs/tiny/results")
+    config = module.Config("tiny", Path("runs/tiny/data/manifest.csv"), **places, resamples=50, out=out)
+    assert [row["method"] for row in module.main(config)] == [module.PREVIEW]
+    module.main(dataclasses.replace(config, onestep="runs/tiny/onestep"))
+    preview, student = result(trained[0], "onestep")["rows"]
+    assert (preview["method"], student["method"]) == (module.PREVIEW, module.STUDENT)
+    assert [preview["default"], student["default"]] == [False, True]
+    for row in (preview, student):
+        assert row["n"] == 20
+        assert {f"{key}{kind}" for key in ("psnr", "same") for kind in ("", "_edited", "_fresh", "_carried")} <= set(
+            row
+        )
+        assert 0 <= row["same_edited"] <= 1
+    assert preview["psnr"] != student["psnr"]
+    command = [
+        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae",
+        "--scan", "runs/tiny/data/4.npz", "--method", "latent", "--onestep", "runs/tiny/onestep", "--out", "by-onestep",
+    ]  # fmt: skip
+    assert main(command) in (0, 10, 11, 12)
+    said = json.loads(Path("by-onestep/explanation.json").read_text())
+    assert said["provenance"]["models"]["onestep"]["hash"] == content_hash("runs/tiny/onestep/onestep")
+
+
 def test_agreement(trained) -> None:
     run("evaluation", "agreement")
     assert [row["method"] for row in result(trained[0], "agreement")["rows"]] == ["L1", "majority control"]
