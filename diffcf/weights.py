@@ -146,3 +146,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise CheckpointError(f"{path} holds no state dict (names to tensors) but {type(found).__name__}.")
     return dict(found)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, half: bool = False) -> None:
+    """Write named tensors as safetensors; the file is always whole, however often training replaces it.
+
+    half: store them in half precision, half the size; what reads them computes in single precision all the same.
+    """
+    from safetensors.torch import save_file
+
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    if half:
+        plain = {name: value.half() if value.is_floating_point() else value for name, value in plain.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}")
+    save_file(plain, partial, metadata={"format": "pt"})
+    partial.replace(path)

@@ -25,7 +25,7 @@ from torch import Tensor
 from diffcf.classifiers.blackbox import load_blackbox
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
-from diffcf.generators.generator import DiffusionGenerator, load_generator
+from diffcf.generators.generator import DiffusionGenerator, load_diffusion
 from diffcf.metrics.images import psnr
 from diffcf.training.command import run_script
 from diffcf.training.onestep import KINDS, decode_codes
@@ -107,7 +107,7 @@ def judge(
 def main(config: Config) -> list[dict[str, Any]]:
     """Judge every way; prints and writes the table, returns its rows."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = load_generator(config.generator, onestep=config.onestep).to(device)
+    generator = load_diffusion(config.generator, onestep=config.onestep).to(device)
     blackbox = load_blackbox(config.classifier).to(device)
     view = blackbox.view_of(generator.card.preparation)
     ways = {PREVIEW: DiffusionGenerator(generator.model, generator.card, generator.sampling)}

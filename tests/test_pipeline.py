@@ -125,6 +125,29 @@ def test_a_one_step_decoder_previews_and_its_gap_is_reported(trained) -> None:
     assert said["provenance"]["models"]["onestep"]["hash"] == content_hash("runs/tiny/onestep/onestep")
 
 
+def test_a_plain_autoencoder_explains_and_is_judged(trained) -> None:
+    run("train", "autoencoder")
+    command = [
+        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/autoencoder",
+        "--scan", "runs/tiny/data/4.npz", "--method", "latent", "--out", "by-autoencoder",
+    ]  # fmt: skip
+    assert main(command) in (0, 10, 11, 12)
+    said = json.loads(Path("by-autoencoder/explanation.json").read_text())
+    assert said["provenance"]["sampling"] is None
+    assert said["cost"]["generator_backwards"] > 0
+    module = load("evaluation", "counterfactuals")
+    case = module.Case("runs/tiny/classifier/blackbox", "runs/tiny/autoencoder")
+    manifest, out = Path("runs/tiny/data/manifest.csv"), Path("runs/tiny/results")
+    rows = module.main(module.Config("autoencoder", manifest, {"latent": case}, scans=1, resamples=20, out=out))
+    assert {row["search"] for row in rows} == {"Latent"}
+    module = load("evaluation", "reconstruction")
+    models = {"generator": "runs/tiny/autoencoder", "classifier": "runs/tiny/classifier/blackbox"}
+    (row,) = module.main(module.Config("autoencoder", manifest, **models, resamples=20, out=out))
+    assert row["psnr"] > 10
+    assert row["default"]
+    assert not any(key.startswith(("sampler", "code_", "x_T")) for key in row)
+
+
 def test_agreement(trained) -> None:
     run("evaluation", "agreement")
     assert [row["method"] for row in result(trained[0], "agreement")["rows"]] == ["L1", "majority control"]

@@ -25,7 +25,7 @@ from diffcf.data.dataset import ScanDataset, SliceDataset
 from diffcf.data.manifest import Manifest
 from diffcf.data.views import KINDS, Views, view
 from diffcf.errors import ConfigError
-from diffcf.generators.generator import load_generator
+from diffcf.generators.generator import load_diffusion
 from diffcf.generators.onestep import OneStepDecoder, save_onestep
 from diffcf.training.command import command_line, run_script
 from diffcf.training.keyed import Order, turns_for
@@ -95,7 +95,7 @@ COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), 
 
 def decodes_of(config: Config, accelerator: Accelerator, console: Console) -> dict[str, Decodes]:
     """The teacher's decodes of codes of the training and validation slices, computed or read."""
-    teacher = load_generator(config.generator).to(accelerator.device)
+    teacher = load_diffusion(config.generator).to(accelerator.device)
     manifest = Manifest.read_all(config.manifests)
     sets = {}
     for split, most in (("val", config.val_images), ("train", config.images)):
@@ -127,7 +127,7 @@ def main(config: Config) -> dict[str, float]:
     console = Console(quiet=not accelerator.is_main_process)
     sets = decodes_of(config, accelerator, console)
     train = sets["train"]
-    generator = load_generator(config.generator)
+    generator = load_diffusion(config.generator)
     student = OneStepDecoder(generator.model).to(device)
     averaged = copy.deepcopy(student)
     plan = Plan(config.learning_rate, config.steps, config.warmup, config.cooldown)

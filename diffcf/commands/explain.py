@@ -123,7 +123,7 @@ def provenance(
         "agent": options.agent or options.classifier,
         "onestep": options.onestep or options.generator or options.classifier,
     }
-    folders = dataclasses.asdict(models)
+    folders, sampling = dataclasses.asdict(models), explainer.generator.generator.sampling
     return {
         "models": {
             part: {
@@ -137,7 +137,7 @@ def provenance(
         "scan_hash": scan_hash(scan),
         "seed": options.seed,
         "roi_hash": None if region is None else scan_hash(region),
-        "sampling": dataclasses.asdict(explainer.generator.generator.sampling),
+        "sampling": None if sampling is None else dataclasses.asdict(sampling),
         "device": device,
         "versions": {
             "diffcf": __version__,

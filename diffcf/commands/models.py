@@ -75,5 +75,6 @@ def _follows_agent(method: str | None, generator: Path) -> bool:
     if method is not None:
         return method in ("agent", "exemplar")
     config = generator / "config.json"
-    spatial = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("code") == "spatial"
+    # A plain autoencoder's code is always a map.
+    spatial = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("code", "spatial") == "spatial"
     return not spatial

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffcf.cards import OneStepCard, read_card, write_card
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.generators.diffae import DiffusionAutoencoder
-from diffcf.weights import part_of, read_tensors
+from diffcf.weights import part_of, read_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
 
@@ -47,15 +47,7 @@ class OneStepDecoder(nn.Module):
 
 def save_onestep(student: OneStepDecoder, card: OneStepCard, folder: Path, *, half: bool = False) -> None:
     """Write safetensors weights and card.yaml to `folder`; half: store the weights in half precision."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in student.model.state_dict().items()}
-    if half:
-        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
-    partial = folder / f".{WEIGHTS}"  # training replaces the weights again and again; they are always whole
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(folder / WEIGHTS)
+    write_tensors(student.model.state_dict(), folder / WEIGHTS, half=half)
     write_card(card, folder)
 
 
