@@ -167,6 +167,24 @@ def test_counterfactuals(trained) -> None:
         assert row["cause_precision"] is None  # these scans come without masks
 
 
+def test_speed(trained) -> None:
+    run("evaluation", "speed")
+    reference, single, batched, last, half = result(trained[0], "speed")["rows"]
+    assert (reference["steps"], single["steps"]) == ("7 + 5", "4 + 4")
+    assert [row["default"] for row in (reference, single, batched, last, half)] == [False, False, True, False, False]
+    assert reference["evaluations_ratio"] == reference["time_ratio"] == 1
+    assert all(row["n"] == 4 for row in (reference, single, batched, last, half))
+    # The reference looks with full decodes where ours takes one evaluation; batching changes no count.
+    assert single["evaluations_ratio"] > 2
+    assert single["evaluations_ratio_low"] <= single["evaluations_ratio"] <= single["evaluations_ratio_high"]
+    assert reference["backwards"] > single["backwards"] > 0
+    assert batched["evaluations"] == pytest.approx(single["evaluations"], rel=0.1)
+    assert batched["psnr"] == pytest.approx(single["psnr"], abs=1e-3)
+    assert last["psnr"] == pytest.approx(single["psnr"], abs=1e-3)
+    assert half["psnr"] == pytest.approx(single["psnr"], abs=1)
+    assert half["psnr"] != single["psnr"]
+
+
 def test_indeterminate(trained) -> None:
     run("evaluation", "indeterminate")
     rows = result(trained[0], "indeterminate")["rows"]
