@@ -154,15 +154,19 @@ class Protocol(nn.Module):
 
 
 def chosen_scans(scans: ScanDataset, blackbox: BlackBox, view: Callable[[Tensor], Tensor], most: int) -> list[int]:
-    """The first scans of every class that the black box classifies correctly."""
+    """The first scans of every class that the black box classifies correctly, one a patient."""
     device = next(blackbox.parameters()).device
     with torch.no_grad():
         said = torch.cat([blackbox(view(part.to(device))).argmax(1).cpu() for part in scans.images.split(64)])
     right = (said == scans.labels).nonzero().squeeze(1).tolist()
-    chosen = [i for k in range(len(blackbox.card.classes)) for i in [j for j in right if scans.labels[j] == k][:most]]
+    chosen: dict[str, int] = {}  # by patient
+    for k in range(len(blackbox.card.classes)):
+        of_class = {scans.patients[i]: i for i in reversed(right) if scans.labels[i] == k}
+        new = [patient for patient in sorted(of_class, key=of_class.__getitem__) if patient not in chosen]
+        chosen |= {patient: of_class[patient] for patient in new[:most]}
     if not chosen:
         raise ConfigError("the black box classifies no scan correctly; check labels and class order.")
-    return chosen
+    return list(chosen.values())
 
 
 def figures_of(explanation: Explanation, mask: Tensor | None) -> dict[str, float]:
