@@ -36,7 +36,7 @@ class OneStepDecoder(nn.Module):
                 "generator with `prediction: v`, or preview without one."
             )
         self.model = copy.deepcopy(model).requires_grad_(True)
-        self.model.encoder = nn.Identity()  # codes come from the generator
+        self.model.encoder = nn.Identity()  # codes come from the generator  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(self, stochastic: Tensor, semantic: Tensor) -> Tensor:
         """x_T "b c h w" and semantic codes "b ..." -> images "b c h w"; not clamped, differentiable in both."""

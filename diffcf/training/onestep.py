@@ -20,7 +20,7 @@ from diffcf.training.keyed import generator as keyed
 from diffcf.types import Code
 
 CHUNK = 32  # images whose codes are decoded together and kept in one file
-KINDS = ("inverted", "edited", "fresh")
+KINDS: tuple[str, ...] = ("inverted", "edited", "fresh")
 
 
 @dataclass(frozen=True, eq=False)
