@@ -105,6 +105,15 @@ class AgentCard:
     about: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class OneStepCard:
+    """Which generator (by content hash) a one-step decoder was distilled from, and which sampling it imitates."""
+
+    generator_hash: str
+    sampling: Sampling = field(default_factory=Sampling)
+    about: dict[str, Any] = field(default_factory=dict)
+
+
 Card = TypeVar("Card")
 
 
@@ -120,7 +129,7 @@ def parse_card(kind: type[Card], data: Mapping[str, Any], source: str) -> Card:
     try:
         return parser.instantiate(parser.parse_object({"card": dict(data)}))["card"]
     except Exception as error:  # jsonargparse raises several kinds
-        likely = [other for other in (ClassifierCard, GeneratorCard, AgentCard) if _fits(other, data)]
+        likely = [other for other in (ClassifierCard, GeneratorCard, AgentCard, OneStepCard) if _fits(other, data)]
         mistaken = likely and kind not in likely
         hint = f"It looks like a {likely[0].__name__}: another model's folder? " if mistaken else ""
         hint += "Put yes, no, on and off in quotes: they are not text in YAML. " if "Got value: " in str(error) else ""

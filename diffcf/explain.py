@@ -107,11 +107,14 @@ class Explainer:
         *,
         card: str | Path | None = None,
         device: str | torch.device = "cpu",
+        onestep: str | Path | None = None,
         **sampling: Any,
     ) -> Explainer:
         """Read all three from folders or bundled names and check that they belong together.
 
-        card: of a classifier that is a bare file. sampling: `sampler` and `steps` of `load_generator`.
+        card: of a classifier that is a bare file. onestep: folder or bundled name of the generator's one-step decoder,
+        which makes the previews of a search; None takes the one beside the generator, if there is one. sampling:
+        `sampler` and `steps` of `load_generator`.
         """
         from diffcf.classifiers.agent import load_agent
         from diffcf.classifiers.blackbox import load_blackbox
@@ -119,7 +122,7 @@ class Explainer:
         from diffcf.weights import content_hash, part_of
 
         folder = part_of(generator, "generator")
-        lifted, student = SliceWise(load_generator(generator, **sampling)), None
+        lifted, student = SliceWise(load_generator(generator, onestep=onestep, **sampling)), None
         lifted.to(device)
         if agent is not None:
             student = load_agent(agent).to(device)

@@ -54,6 +54,9 @@ class ExplainOptions(RunOptions, ScanOptions):
     card: str | None = option(str | None, "card.yaml of a classifier that is a bare file", None, "CARD")
     generator: str | None = option(str | None, "generator (default: the one beside the classifier)", None, "G")
     agent: str | None = option(str | None, "agent of this pair (default: the one beside the classifier)", None, "A")
+    onestep: str | None = option(
+        str | None, "the generator's one-step decoder (default: the one beside it, if any)", None, "O"
+    )
     method: Literal["agent", "exemplar", "joint", "latent", "latent-shift", "minimal", "pixels"] | None = option(
         Literal["agent", "exemplar", "joint", "latent", "latent-shift", "minimal", "pixels"] | None,
         "agent, exemplar, joint, latent, latent-shift, minimal or pixels (default: for a spatial code exemplar where "

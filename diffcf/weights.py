@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 TRUST_NAME = "trust.safetensors"
-Part = Literal["classifier", "generator", "agent"]
+Part = Literal["classifier", "generator", "agent", "onestep"]
 # What makes a folder this model and no other; notes, pictures and what held-out scans were like do not.
 MODEL_FILES = (".safetensors", ".json", ".pt", ".pth", ".pt2", ".bin")
 MODEL_FOLDER = (CARD_NAME, "README.md", *(f"*{suffix}" for suffix in MODEL_FILES))  # what training writes
@@ -61,6 +61,12 @@ def part_of(name: str | Path, part: Part) -> Path:
         return resolve(f"{name}/{part}")
     except CheckpointError:
         return resolve(name)  # a part named directly, or the error that names what was given
+
+
+def onestep_beside(generator: Path) -> Path | None:
+    """The one-step decoder of a set: the folder `onestep` beside that of its generator; None where there is none."""
+    folder = generator.absolute().parent / "onestep"
+    return folder if (folder / CARD_NAME).is_file() else None
 
 
 def content_hash(name: str | Path, part: Part | None = None, *, card: str | Path | None = None) -> str:
@@ -140,3 +146,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise CheckpointError(f"{path} holds no state dict (names to tensors) but {type(found).__name__}.")
     return dict(found)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, half: bool = False) -> None:
+    """Write named tensors as safetensors; the file is always whole, however often training replaces it.
+
+    half: store them in half precision, half the size; what reads them computes in single precision all the same.
+    """
+    from safetensors.torch import save_file
+
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    if half:
+        plain = {name: value.half() if value.is_floating_point() else value for name, value in plain.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}")
+    save_file(plain, partial, metadata={"format": "pt"})
+    partial.replace(path)

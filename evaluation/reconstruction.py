@@ -7,7 +7,8 @@ as the paper states below its Eq. 1, or random, which shows what the semantic co
 the way; images are clamped to the window at the end. `kl` is KL(black box on the image || on its reconstruction) in
 nats, `accuracy` how often the black box decides the same. An exact sampler returns whatever network it is given, so
 quality is judged by plain DDIM, with the same network untrained as a control that must fail. `code_*` describe the
-stochastic code, which is white noise (0, 1, 0, 0) for a good inversion.
+stochastic code, which is white noise (0, 1, 0, 0) for a good inversion. A plain autoencoder has one row: nothing is
+sampled, and its code is all there is.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from diffcf.classifiers.blackbox import load_blackbox
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.distillation import KL, Observation
+from diffcf.generators.autoencoder import AutoencoderGenerator
 from diffcf.generators.diffae import DiffusionAutoencoder
 from diffcf.generators.generator import DiffusionGenerator, SliceWise, load_generator
 from diffcf.generators.sampling import code_statistics
@@ -89,8 +91,35 @@ def drawn(generator: SliceWise, image: Tensor, seed: int) -> Code:
     return Code(semantic, generator.fresh_stochastic(semantic, seed))
 
 
-def ways(trained: DiffusionGenerator, config: Config) -> Iterator[tuple[dict[str, Any], DiffusionGenerator, Codes]]:
-    """What to compare: how a row is named, the generator, and where its codes come from; the default comes first."""
+Way = tuple[dict[str, Any], DiffusionGenerator | AutoencoderGenerator, Codes]
+
+
+def ways(trained: DiffusionGenerator | AutoencoderGenerator, config: Config) -> Iterator[Way]:
+    """What to compare; the default comes first."""
+    if isinstance(trained, AutoencoderGenerator):
+        yield {"method": "plain autoencoder", "default": True}, trained, inverted
+        return
+    for named, generator, codes in samplings(trained, config):
+        own = generator.sampling
+        yield (
+            {
+                "method": f"{own.sampler}, {own.steps} + {own.steps} steps, x_T {named['x_T']}, {named['network']}",
+                "default": named["default"],
+                "sampler": own.sampler,
+                "steps": own.steps,
+                "spacing": own.spacing,
+                "x_T": named["x_T"],
+                "network": named["network"],
+            },
+            generator,
+            codes,
+        )
+
+
+def samplings(
+    trained: DiffusionGenerator, config: Config
+) -> Iterator[tuple[dict[str, Any], DiffusionGenerator, Codes]]:
+    """How a row is named, the generator, and where its codes come from."""
     own = trained.sampling
     torch.manual_seed(config.seed)
     blank = cast(DiffusionAutoencoder, DiffusionAutoencoder.from_config(trained.model.config))
@@ -142,7 +171,8 @@ def judge(
             figures.setdefault(key, []).append(value.double().cpu())
         if code.stochastic is not None:
             stochastic.append(code.stochastic[:, :, -1].cpu())
-    statistics = {f"code_{key}": value for key, value in code_statistics(torch.cat(stochastic)).items()}
+    described = code_statistics(torch.cat(stochastic)) if stochastic else {}
+    statistics = {f"code_{key}": value for key, value in described.items()}
     return {key: torch.cat(values).numpy() for key, values in figures.items()}, statistics
 
 
@@ -162,20 +192,13 @@ def main(config: Config) -> list[dict[str, Any]]:
     for named, generator, codes in ways(trained, config):
         lifted = SliceWise(generator.to(device))
         figures, statistics = judge(lifted, codes, images, lambda x: blackbox(view(x)), perceptual, config)
-        sampling = generator.sampling
         row = {
-            "method": f"{sampling.sampler}, {sampling.steps} + {sampling.steps} steps, x_T {named['x_T']}, "
-            f"{named['network']}",
+            "method": named["method"],
             "data": config.name,
             "split": config.split,
             "n": count,
             "patients": len(set(patients)),
-            "default": named["default"],
-            "sampler": sampling.sampler,
-            "steps": sampling.steps,
-            "spacing": sampling.spacing,
-            "x_T": named["x_T"],
-            "network": named["network"],
+            **named,
             **mean_row(figures, patients, resamples=config.resamples, seed=config.seed),
             **statistics,
         }

@@ -98,6 +98,57 @@ def test_reconstruction(trained) -> None:
     assert drawn["code_std"] == pytest.approx(1, abs=0.05)
 
 
+def test_a_one_step_decoder_previews_and_its_gap_is_reported(trained) -> None:
+    figures = run("train", "onestep")
+    assert np.isfinite(figures["psnr_edited"])
+    module = load("evaluation", "onestep")
+    places = {"generator": "runs/tiny/diffae", "classifier": "runs/tiny/classifier/blackbox"}
+    out = Path("runs/tiny/results")
+    config = module.Config("tiny", Path("runs/tiny/data/manifest.csv"), **places, resamples=50, out=out)
+    assert [row["method"] for row in module.main(config)] == [module.PREVIEW]
+    module.main(dataclasses.replace(config, onestep="runs/tiny/onestep"))
+    preview, student = result(trained[0], "onestep")["rows"]
+    assert (preview["method"], student["method"]) == (module.PREVIEW, module.STUDENT)
+    assert [preview["default"], student["default"]] == [False, True]
+    for row in (preview, student):
+        assert row["n"] == 20
+        assert {f"{key}{kind}" for key in ("psnr", "same") for kind in ("", "_edited", "_fresh", "_carried")} <= set(
+            row
+        )
+        assert 0 <= row["same_edited"] <= 1
+    assert preview["psnr"] != student["psnr"]
+    command = [
+        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae",
+        "--scan", "runs/tiny/data/4.npz", "--method", "latent", "--onestep", "runs/tiny/onestep", "--out", "by-onestep",
+    ]  # fmt: skip
+    assert main(command) in (0, 10, 11, 12)
+    said = json.loads(Path("by-onestep/explanation.json").read_text())
+    assert said["provenance"]["models"]["onestep"]["hash"] == content_hash("runs/tiny/onestep/onestep")
+
+
+def test_a_plain_autoencoder_explains_and_is_judged(trained) -> None:
+    run("train", "autoencoder")
+    command = [
+        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/autoencoder",
+        "--scan", "runs/tiny/data/4.npz", "--method", "latent", "--out", "by-autoencoder",
+    ]  # fmt: skip
+    assert main(command) in (0, 10, 11, 12)
+    said = json.loads(Path("by-autoencoder/explanation.json").read_text())
+    assert said["provenance"]["sampling"] is None
+    assert said["cost"]["generator_backwards"] > 0
+    module = load("evaluation", "counterfactuals")
+    case = module.Case("runs/tiny/classifier/blackbox", "runs/tiny/autoencoder")
+    manifest, out = Path("runs/tiny/data/manifest.csv"), Path("runs/tiny/results")
+    rows = module.main(module.Config("autoencoder", manifest, {"latent": case}, scans=1, resamples=20, out=out))
+    assert {row["search"] for row in rows} == {"Latent"}
+    module = load("evaluation", "reconstruction")
+    models = {"generator": "runs/tiny/autoencoder", "classifier": "runs/tiny/classifier/blackbox"}
+    (row,) = module.main(module.Config("autoencoder", manifest, **models, resamples=20, out=out))
+    assert row["psnr"] > 10
+    assert row["default"]
+    assert not any(key.startswith(("sampler", "code_", "x_T")) for key in row)
+
+
 def test_agreement(trained) -> None:
     run("evaluation", "agreement")
     assert [row["method"] for row in result(trained[0], "agreement")["rows"]] == ["L1", "majority control"]
@@ -115,6 +166,24 @@ def test_counterfactuals(trained) -> None:
         assert 0 <= row["validity"] <= row["decision_validity"] <= 1
         assert row["evaluations"] >= 8
         assert row["cause_precision"] is None  # these scans come without masks
+
+
+def test_speed(trained) -> None:
+    run("evaluation", "speed")
+    reference, single, batched, last, half = result(trained[0], "speed")["rows"]
+    assert (reference["steps"], single["steps"]) == ("7 + 5", "4 + 4")
+    assert [row["default"] for row in (reference, single, batched, last, half)] == [False, False, True, False, False]
+    assert reference["evaluations_ratio"] == reference["time_ratio"] == 1
+    assert all(row["n"] == 4 for row in (reference, single, batched, last, half))
+    # The reference looks with full decodes where ours takes one evaluation; batching changes no count.
+    assert single["evaluations_ratio"] > 2
+    assert single["evaluations_ratio_low"] <= single["evaluations_ratio"] <= single["evaluations_ratio_high"]
+    assert reference["backwards"] > single["backwards"] > 0
+    assert batched["evaluations"] == pytest.approx(single["evaluations"], rel=0.1)
+    assert batched["psnr"] == pytest.approx(single["psnr"], abs=1e-3)
+    assert last["psnr"] == pytest.approx(single["psnr"], abs=1e-3)
+    assert half["psnr"] == pytest.approx(single["psnr"], abs=1)
+    assert half["psnr"] != single["psnr"]
 
 
 def test_indeterminate(trained) -> None:

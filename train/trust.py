@@ -47,7 +47,8 @@ def main(config: Config) -> TrustStatistics:
     known, held_out = (
         ScanDataset(manifest, generator.card.preparation, split=split).images for split in ("train", "val")
     )
-    about = {"train_scans": len(known), "held_out_scans": len(held_out), **dataclasses.asdict(generator.sampling)}
+    sampling = {} if generator.sampling is None else dataclasses.asdict(generator.sampling)
+    about = {"train_scans": len(known), "held_out_scans": len(held_out), **sampling}
     statistics = fit_trust(SliceWise(generator), known, held_out, about=about)
     statistics.save(config.generator)
     write_card(dataclasses.replace(generator.card, trust=TRUST_NAME), config.generator)

@@ -82,6 +82,7 @@ def make_case(options: ExplainOptions) -> Case:
             ),
             card=options.card,
             device=device,
+            onestep=models.onestep,
             sampler=options.sampler,
             steps=options.steps,
         )
@@ -120,8 +121,9 @@ def provenance(
         "classifier": options.classifier,
         "generator": options.generator or options.classifier,
         "agent": options.agent or options.classifier,
+        "onestep": options.onestep or options.generator or options.classifier,
     }
-    folders = {"classifier": models.classifier, "generator": models.generator, "agent": models.agent}
+    folders, sampling = dataclasses.asdict(models), explainer.generator.generator.sampling
     return {
         "models": {
             part: {
@@ -135,7 +137,7 @@ def provenance(
         "scan_hash": scan_hash(scan),
         "seed": options.seed,
         "roi_hash": None if region is None else scan_hash(region),
-        "sampling": dataclasses.asdict(explainer.generator.generator.sampling),
+        "sampling": None if sampling is None else dataclasses.asdict(sampling),
         "device": device,
         "versions": {
             "diffcf": __version__,

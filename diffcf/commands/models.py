@@ -8,20 +8,26 @@ from pathlib import Path
 
 from diffcf.errors import ConfigError
 from diffcf.options import ExplainOptions
-from diffcf.weights import part_of
+from diffcf.weights import onestep_beside, part_of
 
 
 @dataclass(frozen=True)
 class Models:
-    """Where the models of an explanation lie; agent: None where there is none and the method can do without."""
+    """Where the models of an explanation lie.
+
+    agent: None where there is none and the method can do without. onestep: None where there is none.
+    """
 
     classifier: Path
     generator: Path
     agent: Path | None
+    onestep: Path | None
 
 
 def find_models(options: ExplainOptions) -> Models:
     """The classifier that the options name, with the generator and agent they name or that lie beside it.
+
+    The one-step decoder is the one they name, or the one beside the generator.
 
     Errors: CheckpointError for a name that is nothing; ConfigError, with the remedy, where no generator lies beside the
     classifier, or no agent and the method needs one.
@@ -36,9 +42,10 @@ def find_models(options: ExplainOptions) -> Models:
             "  accelerate launch train/diffae.py --config configs/diffae/lidc.yaml "
             "--manifests '[MANIFEST.csv]' --out runs/generator\nand give --generator runs/generator."
         )
+    onestep = part_of(options.onestep, "onestep") if options.onestep else onestep_beside(generator)
     agent = part_of(options.agent, "agent") if options.agent else _agent_beside(beside, generator)
     if not agent.is_dir() and not options.agent and not _follows_agent(options.method, generator):
-        return Models(classifier, generator, None)
+        return Models(classifier, generator, None, onestep)
     if not agent.is_dir():
         raise ConfigError(
             f"no agent beside the classifier ({agent} does not exist): give --agent, or train one for this classifier "
@@ -47,7 +54,7 @@ def find_models(options: ExplainOptions) -> Models:
             f"--generator {options.generator or generator} --manifests '[MANIFEST.csv]' --out runs/agent\n"
             "and give --agent runs/agent/agent."
         )
-    return Models(classifier, generator, agent)
+    return Models(classifier, generator, agent, onestep)
 
 
 def _agent_beside(classifiers: Path, generator: Path) -> Path:
@@ -68,5 +75,6 @@ def _follows_agent(method: str | None, generator: Path) -> bool:
     if method is not None:
         return method in ("agent", "exemplar")
     config = generator / "config.json"
-    spatial = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("code") == "spatial"
+    # A plain autoencoder's code is always a map.
+    spatial = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("code", "spatial") == "spatial"
     return not spatial

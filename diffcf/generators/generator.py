@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from diffcf.cards import GeneratorCard, Sampling, read_card, write_card
 from diffcf.errors import CheckpointError, ConfigError
+from diffcf.generators.autoencoder import AutoencoderGenerator, ConvAutoencoder
 from diffcf.generators.diffae import DiffusionAutoencoder
+from diffcf.generators.onestep import OneStepDecoder, load_onestep
 from diffcf.generators.sampling import (
     Grid,
     ddim_decode,
@@ -25,7 +27,7 @@ from diffcf.generators.sampling import (
     obelm_start,
 )
 from diffcf.types import Code
-from diffcf.weights import part_of, read_tensors
+from diffcf.weights import content_hash, onestep_beside, part_of, read_tensors, write_tensors
 
 SAMPLERS = ("ddim", "dpm", "obelm")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -35,12 +37,19 @@ class DiffusionGenerator(nn.Module):
     """A `Generator` over single slices "b c h w": E(x) and D(z, x_T) of paper 004, section 2.1.
 
     `forwards` counts evaluations of the denoising network per image; reading a semantic code is none of them. The
-    weights are frozen; `decode` is differentiable in the code's `semantic`.
+    weights are frozen; `decode` is differentiable in the code's `semantic`. onestep: what makes the previews, if any.
     """
 
-    def __init__(self, model: DiffusionAutoencoder, card: GeneratorCard, sampling: Sampling | None = None) -> None:
+    def __init__(
+        self,
+        model: DiffusionAutoencoder,
+        card: GeneratorCard,
+        sampling: Sampling | None = None,
+        onestep: OneStepDecoder | None = None,
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        self.onestep = onestep
         self.card = card
         self.sampling = sampling or card.sampling
         if self.sampling.sampler not in SAMPLERS:
@@ -77,17 +86,21 @@ class DiffusionGenerator(nn.Module):
         return decode(denoiser, rearrange(code.stochastic, "b 1 c h w -> b c h w"), self.grid)
 
     def preview(self, code: Code) -> Tensor:
-        """What one evaluation says of a code: E[x_0 | x_T, z], "b c h w"; not clamped.
+        """The image of a code in one evaluation, "b c h w"; not clamped, differentiable in the semantic code.
 
-        The denoiser's own prediction at the noisiest level, x_0 = alpha x_T - sigma v. How close it comes to `decode`
-        is how much of the image the semantic code holds; differentiable in it. A pair of states shows its second. A
-        network that predicts epsilon says nothing of the image at that level, and is decoded in full.
+        By the one-step decoder, which imitates `decode`. Without one it is the denoiser's own prediction at the
+        noisiest level, E[x_0 | x_T, z]: x_0 = alpha x_T - sigma v. That comes the closer to `decode` the more of the
+        image the semantic code holds. A network that predicts epsilon says nothing of the image there, and is decoded
+        in full. A pair of states shows its second.
         """
-        if self.model.config.prediction == "epsilon":  # pyright: ignore[reportAttributeAccessIssue]
+        if self.onestep is None and self.model.config.prediction == "epsilon":  # pyright: ignore[reportAttributeAccessIssue]
             return self.decode(code)
         if code.stochastic is None:
             raise ConfigError("a code without x_T cannot be previewed; draw one with fresh_stochastic.")
         noise = code.stochastic[:, -1]
+        if self.onestep is not None:
+            self.forwards += 1
+            return self.onestep(noise, code.semantic)
         t = torch.full((len(noise),), int(self.grid.timesteps[-1]), device=noise.device)
         alpha, sigma = self.model.levels(t, noise)
         return (noise - sigma * self._denoiser(code.semantic)(noise, t)) / alpha
@@ -212,38 +225,64 @@ def _lifted(flat: Tensor, slices: int) -> Tensor:
     return rearrange(flat, "(b s) ... -> b s ...", s=slices)
 
 
-def save_generator(model: DiffusionAutoencoder, card: GeneratorCard, folder: Path, *, half: bool = False) -> None:
-    """Write config.json, safetensors weights and card.yaml to `folder`.
-
-    half: store the weights in half precision, half the size; they are computed with in single precision all the same.
-    """
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    if half:
-        tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
-    partial = folder / f".{WEIGHTS}"  # a training run replaces the weights again and again; they are always whole
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(folder / WEIGHTS)
+def save_generator(
+    model: DiffusionAutoencoder | ConvAutoencoder, card: GeneratorCard, folder: Path, *, half: bool = False
+) -> None:
+    """Write config.json, safetensors weights and card.yaml to `folder`; half: store the weights in half precision."""
+    write_tensors(model.state_dict(), folder / WEIGHTS, half=half)
     model.save_config(folder)
     write_card(card, folder)
 
 
-def load_generator(source: str | Path, **sampling: Any) -> DiffusionGenerator:
+def load_generator(
+    source: str | Path, *, onestep: str | Path | None = None, **sampling: Any
+) -> DiffusionGenerator | AutoencoderGenerator:
     """Read what `save_generator` (or diffusers' `save_pretrained`, and a card) wrote; frozen, in single precision.
 
-    source: folder or bundled name; a set ("lidc") stands for its generator. sampling: fields of `Sampling` that replace
-    the card's; None leaves them.
+    source: folder or bundled name; a set ("lidc") stands for its generator, a diffusion or a plain autoencoder as its
+    config.json says. onestep: folder or bundled name of a one-step decoder for the previews; None takes the folder
+    `onestep` beside the generator's, if there is one. sampling: fields of `Sampling` that replace the card's; None
+    leaves them. A plain autoencoder samples nothing, whatever is asked.
 
-    Errors: CheckpointError where the folder holds no generator, or one whose image size is not its card's; ConfigError
-    for a sampling that cannot be meant.
+    Errors: CheckpointError where the folder holds no generator, or one whose image size is not its card's, and for a
+    one-step decoder of another generator; ConfigError for a sampling that cannot be meant.
     """
     folder = part_of(source, "generator")
     card = read_card(GeneratorCard, folder)
+    model = _read_network(folder)
+    if model.config.image_size != card.preparation.size:  # pyright: ignore[reportAttributeAccessIssue]
+        raise CheckpointError(
+            f"{folder}: the network takes images of {model.config.image_size} pixels, its card says "  # pyright: ignore[reportAttributeAccessIssue]
+            f"{card.preparation.size}; correct the card."
+        )
+    asked = {key: value for key, value in sampling.items() if value is not None}
+    try:
+        sampled = replace(card.sampling, **asked)
+    except TypeError as error:
+        raise ConfigError(f"{asked}: expected sampler, steps and spacing ({error}).") from error
+    found = onestep or onestep_beside(folder)
+    if isinstance(model, ConvAutoencoder):
+        if found is not None:
+            raise ConfigError(f"{folder} is a plain autoencoder, whose decode is one step already; leave out {found}.")
+        return AutoencoderGenerator(model, card)
+    student = None if found is None else load_onestep(found, model, content_hash(folder))
+    return DiffusionGenerator(model, card, sampled, student)
+
+
+def load_diffusion(source: str | Path, **options: Any) -> DiffusionGenerator:
+    """`load_generator` where only a diffusion autoencoder will do. Errors: ConfigError for a plain one, too."""
+    generator = load_generator(source, **options)
+    if not isinstance(generator, DiffusionGenerator):
+        raise ConfigError(f"{source} is a plain autoencoder, which has no noise; give a diffusion autoencoder.")
+    return generator
+
+
+def _read_network(folder: Path) -> DiffusionAutoencoder | ConvAutoencoder:
+    """The network in `folder`, of the class that its config.json names."""
     try:
         config = cast(dict[str, Any], DiffusionAutoencoder.load_config(folder, local_files_only=True))
-        model = cast(DiffusionAutoencoder, DiffusionAutoencoder.from_config(config))
+        kind = ConvAutoencoder if config.get("_class_name") == ConvAutoencoder.__name__ else DiffusionAutoencoder
+        model = cast(DiffusionAutoencoder | ConvAutoencoder, kind.from_config(config))
     except (OSError, ValueError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{folder} holds no readable config.json of a generator: {error}") from error
     weights = {name: value.float() for name, value in read_tensors(folder / WEIGHTS).items()}
@@ -251,13 +290,4 @@ def load_generator(source: str | Path, **sampling: Any) -> DiffusionGenerator:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {folder} do not fit its config.json: {error}") from error
-    if config["image_size"] != card.preparation.size:
-        raise CheckpointError(
-            f"{folder}: the network takes images of {config['image_size']} pixels, its card says "
-            f"{card.preparation.size}; correct the card."
-        )
-    asked = {key: value for key, value in sampling.items() if value is not None}
-    try:
-        return DiffusionGenerator(model, card, replace(card.sampling, **asked))
-    except TypeError as error:
-        raise ConfigError(f"{asked}: expected sampler, steps and spacing ({error}).") from error
+    return model

@@ -1,0 +1,179 @@
+"""Train a plain convolutional autoencoder on the slices of scans (paper 003): a generator without noise.
+
+    accelerate launch train/autoencoder.py --config configs/autoencoder/lidc.yaml
+
+Labels are not read. A run that was cut off goes on where its last checkpoint stands when it is started again. The
+averaged weights are written to OUT/generator at every validation, and the trust statistics beside them at the end.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from diffcf.cards import GeneratorCard, Preparation
+from diffcf.data.dataset import ScanDataset, SliceDataset
+from diffcf.data.manifest import Manifest
+from diffcf.data.views import KINDS, Views, view
+from diffcf.errors import ConfigError
+from diffcf.generators.autoencoder import ConvAutoencoder
+from diffcf.generators.generator import SliceWise, load_generator, save_generator
+from diffcf.metrics.images import psnr, ssim
+from diffcf.training.command import command_line, run_script
+from diffcf.training.keyed import Order, turns_for
+from diffcf.training.run import Plan, Run, settings
+from diffcf.trust import FEWEST_HELD_OUT, fit_trust
+
+# What a resumed run may change.
+FREE = ("steps", "cooldown", "validate_every", "save_every", "val_images", "data", "terms", "out")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to train on, which network, and how.
+
+    Args:
+        out: run folder.
+        manifests: CSV files; "train" rows are learned from, "val" rows are watched.
+        preparation: how slices are cut; its size is the network's.
+        model: arguments of ConvAutoencoder beside the size.
+        loss: l1 or l2, between image and reconstruction.
+        views: what is as likely as the image itself: none, mirror (left-right), square (all eight turns).
+        steps: optimiser steps of the whole run.
+        batch: slices a step, over all processes.
+        learning_rate: of AdamW; reached after `warmup` steps, falling to 0 over the last share `cooldown` of the run.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        ema: decay of the averaged weights, reached gradually.
+        precision: "bf16" computes passes in bfloat16; weights stay in single precision.
+        half: store the generator's weights in half precision.
+        validate_every, save_every: steps. val_images: slices watched.
+        data, terms: of what it was trained on, in words, for the card.
+        seed: of initialisation, order and views.
+    """
+
+    out: Path
+    manifests: list[Path]
+    preparation: Preparation = field(default_factory=Preparation)
+    model: dict[str, Any] = field(default_factory=dict)
+    loss: Literal["l1", "l2"] = "l2"
+    views: Views = "mirror"
+    steps: int = 1000
+    batch: int = 64
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    cooldown: float = 0.4
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.99
+    precision: Literal["no", "bf16"] = "no"
+    half: bool = False
+    validate_every: int = 200
+    save_every: int = 200
+    val_images: int = 64
+    data: str = ""
+    terms: str = ""
+    seed: int = 0
+
+
+class ReconstructionLoss(nn.Module):
+    """Mean |x - D(E(x))| or (x - D(E(x)))^2 over images "b c h w"."""
+
+    def __init__(self, model: ConvAutoencoder, norm: Literal["l1", "l2"]) -> None:
+        super().__init__()
+        self.model, self.norm = model, norm
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Scalar."""
+        difference = (self.model(image) - image).float()
+        return (difference.abs() if self.norm == "l1" else difference.square()).mean()
+
+
+@torch.no_grad()
+def judge(model: ConvAutoencoder, images: Tensor) -> dict[str, float]:
+    """PSNR in dB and SSIM of the reconstructions of images "n c h w", clamped; means."""
+    made = torch.cat([model(part).clamp(-1, 1) for part in images.split(32)])
+    return {"psnr": float(psnr(made, images).mean()), "ssim": float(ssim(made, images).mean())}
+
+
+def main(config: Config) -> dict[str, float]:
+    """Train to `config.steps`; returns the last validation's figures."""
+    accelerator = Accelerator(mixed_precision=config.precision, log_with="tensorboard", project_dir=config.out)
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    console = Console(quiet=not accelerator.is_main_process)
+    manifest = Manifest.read_all(config.manifests)
+    with accelerator.main_process_first():  # the others find the cut fields on disk
+        scans = {split: ScanDataset(manifest, config.preparation, split=split) for split in ("train", "val")}
+    train, val = (SliceDataset(scans[split]) for split in ("train", "val"))
+    shown = val.images[:: math.ceil(len(val) / config.val_images)].to(device)
+    judged = len(scans["val"]) >= FEWEST_HELD_OUT
+    if not judged:
+        console.print(f"{len(scans['val'])} validation scans are too few for trust statistics: none will be written.")
+    torch.manual_seed(config.seed)
+    try:
+        model = ConvAutoencoder(image_size=config.preparation.size, **config.model)
+    except TypeError as error:
+        raise ConfigError(f"model {config.model}: {error}; expected arguments of ConvAutoencoder.") from error
+    command = command_line(__file__, "accelerate launch")
+    about = {"data": config.data, "terms": config.terms, "command": command, "seed": config.seed}
+    card = GeneratorCard(config.preparation, trust="trust.safetensors" if judged else None, about=about)
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    averaged = copy.deepcopy(model)
+    plan = Plan(config.learning_rate, config.steps, config.warmup, config.cooldown)
+    adam = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
+    run = Run(config.out / "checkpoints", model, adam, config.ema, settings(config, FREE))
+    start = run.resume()
+    if start:
+        console.print(f"resumed at step {start}")
+    module, optimiser = accelerator.prepare(ReconstructionLoss(model, config.loss), adam)
+    accelerator.init_trackers("logs")
+    order = Order(len(train), config.batch, config.seed)
+    figures: dict[str, float] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("autoencoder", total=config.steps, completed=start)
+        for step in range(start, config.steps):
+            positions = order.at(step, rank, world)
+            index = train.indices[positions].tolist()
+            turns = turns_for(index, config.seed, step, KINDS[config.views])
+            lr = plan.apply(adam, step)
+            value = module(view(train.images[positions], turns).to(device))
+            accelerator.backward(value)
+            accelerator.clip_grad_norm_(run.weights, config.clip)
+            optimiser.step()
+            optimiser.zero_grad()
+            run.ema.step(run.weights)
+            done = step + 1
+            mean = float(accelerator.reduce(value.detach(), "mean"))  # type: ignore[arg-type]
+            if not math.isfinite(mean):
+                raise ConfigError(f"the loss is {mean} at step {done}; lower the learning rate or use precision 'no'.")
+            accelerator.log({"loss": mean, "learning_rate": lr}, step=done)
+            progress.update(task, advance=1, description=f"autoencoder: loss {mean:.5f}")
+            if (done % config.validate_every == 0 or done == config.steps) and accelerator.is_main_process:
+                run.ema.copy_to(averaged.parameters())
+                figures = judge(averaged, shown)
+                accelerator.log(figures, step=done)
+                save_generator(averaged, card, config.out / "generator", half=config.half)
+                said = ", ".join(f"{key} {number:.3f}" for key, number in figures.items())
+                console.print(f"step {done}: loss {mean:.5f}, {said}")
+            if (done % config.save_every == 0 or done == config.steps) and accelerator.is_main_process:
+                run.save(done)
+    if accelerator.is_main_process and judged:
+        lifted = SliceWise(load_generator(config.out / "generator"))
+        fit_trust(lifted.to(device), scans["train"].images, scans["val"].images).save(config.out / "generator")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return figures
+
+
+if __name__ == "__main__":
+    run_script(main, Config)

@@ -1,0 +1,181 @@
+"""Distil a one-step decoder from a diffusion decoder: the same code and noise in, the image out in one evaluation.
+
+    accelerate launch train/onestep.py --config configs/onestep/lidc.yaml
+
+The teacher's decodes are computed first and kept in `cache`; both they and the run go on where they were cut off. The
+averaged weights are written to OUT/onestep at every validation; `diffcf explain --onestep OUT/onestep` previews with
+them. The final image of an explanation still comes from the full decoder.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from diffcf.cards import OneStepCard
+from diffcf.data.dataset import ScanDataset, SliceDataset
+from diffcf.data.manifest import Manifest
+from diffcf.data.views import KINDS, Views, view
+from diffcf.errors import ConfigError
+from diffcf.generators.generator import load_diffusion
+from diffcf.generators.onestep import OneStepDecoder, save_onestep
+from diffcf.training.command import command_line, run_script
+from diffcf.training.keyed import Order, turns_for
+from diffcf.training.onestep import CHUNK, Decodes, OneStepLoss, cached_decodes, judge_onestep, read_decodes
+from diffcf.training.run import Plan, Run, settings
+from diffcf.weights import content_hash
+
+# What a resumed run may change.
+FREE = ("steps", "cooldown", "validate_every", "save_every", "cache", "data", "terms", "out")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to distil, over which codes, and how.
+
+    Args:
+        out: run folder.
+        manifests: CSV files; "train" rows are learned from, "val" rows are watched. Labels are not read.
+        generator: folder or bundled name of the teacher, sampled as its card says.
+        images: training slices whose codes are decoded, evenly chosen; 0 takes all.
+        val_images: slices watched.
+        edits: edited codes an image, beside the image's own code and one with a fresh x_T.
+        longest: of an edit, in differences between the codes of two other images.
+        views: each training slice is turned into one of these views, at random: none, mirror or square.
+        steps: optimiser steps of the whole run.
+        batch: codes a step, over all processes.
+        learning_rate: of AdamW; reached after `warmup` steps, falling to 0 over the last share `cooldown` of the run.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        ema: decay of the averaged weights, reached gradually.
+        precision: "bf16" computes the passes of teacher and student in bfloat16; weights stay in single precision.
+        half: store the weights in half precision.
+        validate_every, save_every: steps.
+        cache: where the teacher's decodes are kept.
+        data, terms: of what it was trained on, in words, for the card.
+        seed: of views, edits, noise and order.
+    """
+
+    out: Path
+    manifests: list[Path]
+    generator: str
+    images: int = 0
+    val_images: int = 32
+    edits: int = 1
+    longest: float = 1.0
+    views: Views = "mirror"
+    steps: int = 1000
+    batch: int = 64
+    learning_rate: float = 3e-4
+    warmup: int = 50
+    cooldown: float = 0.4
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.99
+    precision: Literal["no", "bf16"] = "no"
+    half: bool = False
+    validate_every: int = 200
+    save_every: int = 100
+    cache: Path = Path("runs/cache")
+    data: str = ""
+    terms: str = ""
+    seed: int = 0
+
+
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+
+def decodes_of(config: Config, accelerator: Accelerator, console: Console) -> dict[str, Decodes]:
+    """The teacher's decodes of codes of the training and validation slices, computed or read."""
+    teacher = load_diffusion(config.generator).to(accelerator.device)
+    manifest = Manifest.read_all(config.manifests)
+    sets = {}
+    for split, most in (("val", config.val_images), ("train", config.images)):
+        with accelerator.main_process_first():  # the others find the cut fields on disk
+            slices = SliceDataset(ScanDataset(manifest, teacher.card.preparation, split=split))
+        chosen = torch.arange(len(slices))[:: math.ceil(len(slices) / most) if most else 1]
+        images = slices.images[chosen]
+        if split == "train":
+            turns = turns_for(slices.indices[chosen].tolist(), config.seed, 0, KINDS[config.views])
+            images = view(images, turns)
+        with torch.no_grad(), accelerator.autocast(), Progress(*COLUMNS, console=console, transient=True) as progress:
+            parts = [teacher.encode_semantic(part.to(accelerator.device)) for part in slices.images.split(CHUNK)]
+            chunks = cached_decodes(
+                teacher, content_hash(config.generator, "generator"), images, torch.cat(parts).float().cpu(),
+                config.cache, edits=config.edits, longest=config.longest, seed=config.seed,
+                rank=accelerator.process_index, world=accelerator.num_processes,
+            )  # fmt: skip
+            total = math.ceil(len(images) / CHUNK)
+            files = list(progress.track(chunks, total=total, description=f"decoding {split}"))
+        accelerator.wait_for_everyone()
+        sets[split] = read_decodes(files)
+    return sets
+
+
+def main(config: Config) -> dict[str, float]:
+    """Train to `config.steps`; returns the last validation's figures."""
+    accelerator = Accelerator(mixed_precision=config.precision, log_with="tensorboard", project_dir=config.out)
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    console = Console(quiet=not accelerator.is_main_process)
+    sets = decodes_of(config, accelerator, console)
+    train = sets["train"]
+    generator = load_diffusion(config.generator)
+    student = OneStepDecoder(generator.model).to(device)
+    averaged = copy.deepcopy(student)
+    plan = Plan(config.learning_rate, config.steps, config.warmup, config.cooldown)
+    adam = torch.optim.AdamW(student.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
+    run = Run(config.out / "checkpoints", student, adam, config.ema, settings(config, FREE))
+    start = run.resume()
+    if start:
+        console.print(f"resumed at step {start}")
+    else:
+        console.print("before:", {key: round(value, 2) for key, value in judge_onestep(student, sets["val"]).items()})
+    module, optimiser = accelerator.prepare(OneStepLoss(student), adam)
+    accelerator.init_trackers("logs")
+    order = Order(len(train), min(config.batch, len(train)), config.seed)
+    figures: dict[str, float] = {}
+    with Progress(*COLUMNS, console=console, transient=True) as progress:
+        task = progress.add_task("onestep", total=config.steps, completed=start)
+        for step in range(start, config.steps):
+            index = order.at(step, rank, world)
+            lr = plan.apply(adam, step)
+            value = module(*(part[index].to(device) for part in (train.stochastic, train.semantic, train.image)))
+            accelerator.backward(value)
+            accelerator.clip_grad_norm_(run.weights, config.clip)
+            optimiser.step()
+            optimiser.zero_grad()
+            run.ema.step(run.weights)
+            done = step + 1
+            mean = float(accelerator.reduce(value.detach(), "mean"))  # type: ignore[arg-type]
+            if not math.isfinite(mean):
+                raise ConfigError(f"the loss is {mean} at step {done}; lower the learning rate or use precision 'no'.")
+            accelerator.log({"loss": mean, "learning_rate": lr}, step=done)
+            progress.update(task, advance=1, description=f"onestep: loss {mean:.5f}")
+            if (done % config.validate_every == 0 or done == config.steps) and accelerator.is_main_process:
+                run.ema.copy_to(averaged.parameters())
+                figures = judge_onestep(averaged, sets["val"])
+                accelerator.log(figures, step=done)
+                about = {"data": config.data, "terms": config.terms,
+                         "command": command_line(__file__, "accelerate launch"), "seed": config.seed, "steps": done,
+                         "validation": figures}  # fmt: skip
+                card = OneStepCard(content_hash(config.generator, "generator"), generator.sampling, about)
+                save_onestep(averaged, card, config.out / "onestep", half=config.half)
+                said = ", ".join(f"{key} {number:.2f}" for key, number in figures.items())
+                console.print(f"step {done}: loss {mean:.5f}, {said}")
+            if (done % config.save_every == 0 or done == config.steps) and accelerator.is_main_process:
+                run.save(done)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return figures
+
+
+if __name__ == "__main__":
+    run_script(main, Config)
