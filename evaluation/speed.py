@@ -34,6 +34,7 @@ from diffcf.errors import ConfigError
 from diffcf.explain import Explainer, ExplainSettings
 from diffcf.generators.generator import DiffusionGenerator, SliceWise, load_diffusion
 from diffcf.metrics.classification import bootstrap_interval
+from diffcf.metrics.counterfactual import cause_precision
 from diffcf.metrics.images import psnr
 from diffcf.training.command import run_script
 from diffcf.types import Code, Explanation
@@ -171,15 +172,14 @@ def chosen_scans(scans: ScanDataset, blackbox: BlackBox, view: Callable[[Tensor]
 
 def figures_of(explanation: Explanation, mask: Tensor | None) -> dict[str, float]:
     """What is measured on one explanation. mask: "s 1 h w", the known cause, or None."""
-    change = explanation.difference[0].abs().cpu()
-    inside = float((change * mask).sum() / change.sum()) if mask is not None and float(change.sum()) > 0 else np.nan
+    change = explanation.difference.cpu()
     return {
         "evaluations": float(explanation.cost.generator_forwards),
         "backwards": float(explanation.cost.generator_backwards),
         "seconds": explanation.cost.seconds,
         "psnr": float(psnr(explanation.reconstruction, explanation.factual).mean()),
         "validity": float(explanation.reachable[0]),
-        "cause_precision": inside,
+        "cause_precision": np.nan if mask is None else float(cause_precision(change, mask[None])),
     }
 
 
