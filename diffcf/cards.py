@@ -114,6 +114,20 @@ class OneStepCard:
     about: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class AttributesCard:
+    """Names of attributes, with mean and spread in their own units and the range seen, in spreads; and over which
+    generator (by content hash) their directions were fitted."""
+
+    names: list[str]
+    mean: list[float]
+    spread: list[float]
+    low: list[float]
+    high: list[float]
+    generator_hash: str
+    about: dict[str, Any] = field(default_factory=dict)
+
+
 Card = TypeVar("Card")
 
 

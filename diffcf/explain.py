@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcf.cards import AgentCard
+from diffcf.cards import AgentCard, AttributesCard
 from diffcf.counterfactuals import (
     AgentScorer,
     Counterfactuals,
@@ -28,6 +28,7 @@ from diffcf.counterfactuals import (
 from diffcf.counterfactuals.exemplar import EXEMPLARS_NAME
 from diffcf.counterfactuals.ray import take
 from diffcf.errors import CheckpointError, ConfigError
+from diffcf.generators.attributes import AttributeSpace
 from diffcf.trust import (
     Evidence,
     TrustStatistics,
@@ -36,7 +37,7 @@ from diffcf.trust import (
     trust_checks,
     worst_psnr,
 )
-from diffcf.types import Code, Cost, Explanation, Solution
+from diffcf.types import AttributeChange, Code, Cost, Explanation, Solution
 
 MEBI = 1024**2
 
@@ -96,6 +97,13 @@ class Explainer:
             check_agent(agent.card, self.classes, slices, generator_hash, blackbox_hash)
         self.slices = slices
         self.method = self.settings.method or default_method(generator, agent)
+        self.space = self.method.space(generator)
+        named = self._attributes()
+        if named is not None and generator_hash is not None and named.generator_hash != generator_hash:
+            raise CheckpointError(
+                f"these attribute directions were fitted over generator {named.generator_hash[:12]}, but this one is "
+                f"{generator_hash[:12]}; fit them again: train/attributes.py."
+            )
 
     @classmethod
     def load(
@@ -271,13 +279,30 @@ class Explainer:
                 peak_memory_mb=memory,
             ),
             trust=trust_checks(evidence, self.trust, self.settings.thresholds, self.classes),
+            attributes=self._changed(ray.code.semantic[sample], found.end.semantic[sample]),
         )
+
+    def _attributes(self) -> AttributesCard | None:
+        """The card of the attributes that are searched, if any."""
+        return self.space.directions.card if isinstance(self.space, AttributeSpace) else None
+
+    def _changed(self, before: Tensor, after: Tensor) -> tuple[AttributeChange, ...]:
+        """What has changed between amounts "k", in attribute space; the largest change first."""
+        card = self._attributes()
+        if card is None:
+            return ()
+        rows = zip(card.names, card.mean, card.spread, before.tolist(), after.tolist(), strict=True)
+        changes = [
+            AttributeChange(name, mean + spread * old, mean + spread * new, new - old)
+            for name, mean, spread, old, new in rows
+            if new != old
+        ]
+        return tuple(sorted(changes, key=lambda change: -abs(change.spreads)))
 
     def _semantic(self, found: Counterfactuals) -> Tensor:
         """The generator's semantic codes of the factual images, whatever code was searched."""
         ray = found.ray
-        same = self.method.space(self.generator) is self.generator
-        return ray.code.semantic if same else self.generator.encode_semantic(ray.factual)
+        return ray.code.semantic if ray.generator is self.generator else self.generator.encode_semantic(ray.factual)
 
     def _floor(self, found: Counterfactuals, seed: int) -> Tensor:
         """What noise alone changes, "b": the factual code decoded from two fresh x_T; 0 for a generator without x_T."""
@@ -289,9 +314,12 @@ class Explainer:
         images = []
         for offset in (0, 1):
             # Every sample sees the same noise, so that an explanation does not depend on its neighbours.
-            fresh = self.generator.fresh_stochastic(ray.code.semantic[:1], seed + offset)
-            fresh = fresh.to(noise).expand_as(noise)
-            images.append(ray.decode(Code(ray.code.semantic, fresh), everyone).clamp(-1, 1))
+            if isinstance(ray.generator, AttributeSpace):
+                code = ray.generator.refreshed(ray.code, seed + offset)
+            else:
+                fresh = self.generator.fresh_stochastic(ray.code.semantic[:1], seed + offset)
+                code = Code(ray.code.semantic, fresh.to(noise).expand_as(noise))
+            images.append(ray.decode(code, everyone).clamp(-1, 1))
         return edit_magnitude(images[1] - images[0]).cpu()
 
     def _target_indices(self, targets: Sequence[int | str] | None, count: int, device: torch.device) -> Tensor | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
+MethodName = Literal["agent", "attributes", "exemplar", "joint", "latent", "latent-shift", "minimal", "pixels"]
+
 
 def option(kind: Any, help: str, default: Any = MISSING, metavar: str | None = None) -> Any:
     """A field with what the parser needs: its type, its help and the name of its value; required without a default."""
@@ -57,12 +59,20 @@ class ExplainOptions(RunOptions, ScanOptions):
     onestep: str | None = option(
         str | None, "the generator's one-step decoder (default: the one beside it, if any)", None, "O"
     )
-    method: Literal["agent", "exemplar", "joint", "latent", "latent-shift", "minimal", "pixels"] | None = option(
-        Literal["agent", "exemplar", "joint", "latent", "latent-shift", "minimal", "pixels"] | None,
-        "agent, exemplar, joint, latent, latent-shift, minimal or pixels (default: for a spatial code exemplar where "
-        "the agent has some, else latent; for a vector agent)",
+    method: (
+        Literal["agent", "attributes", "exemplar", "joint", "latent", "latent-shift", "minimal", "pixels"] | None
+    ) = option(
+        Literal["agent", "attributes", "exemplar", "joint", "latent", "latent-shift", "minimal", "pixels"] | None,
+        "agent, attributes, exemplar, joint, latent, latent-shift, minimal or pixels (default: for a spatial code "
+        "exemplar where the agent has some, else latent; for a vector agent)",
         None,
         "M",
+    )
+    attributes: str | None = option(
+        str | None, "attribute directions, for --method attributes (train/attributes.py)", None, "DIR"
+    )
+    freeze: str | tuple[str, ...] | None = option(
+        str | tuple[str, ...] | None, "attributes that must not change: 'texture,diameter'", None, "NAMES"
     )
     target: str | int | None = option(
         str | int | None, "class to reach, by name or index (default: the other one, or the runner-up)", None, "K"

@@ -130,6 +130,20 @@ class TrustCheck:
 
 
 @dataclass(frozen=True)
+class AttributeChange:
+    """One attribute of a scan that a search in attribute space has changed.
+
+    before, after: in the attribute's own unit. spreads: the change in standard deviations over the scans that the
+    directions were fitted to, signed.
+    """
+
+    name: str
+    before: float
+    after: float
+    spreads: float
+
+
+@dataclass(frozen=True)
 class Explanation:
     """The answer: what would have to look different for the black box to decide otherwise.
 
@@ -159,3 +173,4 @@ class Explanation:
     residual_carry: bool
     cost: Cost
     trust: tuple[TrustCheck, ...] = field(default_factory=tuple)
+    attributes: tuple[AttributeChange, ...] = ()  # changed ones, the largest change first; of attribute searches only

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffcf.types import Scan
 
 LARGEST_SEED = 2**31
+SHOWN_ATTRIBUTES = 3  # of those that change most
 VERSIONED = ("torch", "diffusers", "timm", "numpy")
 
 
@@ -67,7 +68,6 @@ def make_case(options: ExplainOptions) -> Case:
     with _stage("loading the models"):
         import torch
 
-        from diffcf.counterfactuals import method_named
         from diffcf.explain import Explainer, ExplainSettings
 
         device = pick_device(options.device)
@@ -77,7 +77,7 @@ def make_case(options: ExplainOptions) -> Case:
             models.classifier,
             models.agent,
             ExplainSettings(
-                method=method_named(options.method, models.agent) if options.method else None,
+                method=_method(options, models),
                 residual_carry=True if options.residual_carry or options.roi else None,
             ),
             card=options.card,
@@ -109,6 +109,16 @@ def make_case(options: ExplainOptions) -> Case:
         probability=asked,
         provenance=provenance(options, models, explainer, scan, region, device),
     )
+
+
+def _method(options: ExplainOptions, models: Models) -> Method | None:
+    """The method that is asked for; None for the default one."""
+    from diffcf.counterfactuals import method_named
+
+    frozen = tuple(name.strip() for name in _listed(options.freeze).split(",")) if options.freeze else ()
+    if options.method is None and (options.attributes is not None or frozen):
+        raise ConfigError("--attributes and --freeze go with --method attributes.")
+    return None if options.method is None else method_named(options.method, models.agent, options.attributes, frozen)
 
 
 def provenance(
@@ -183,6 +193,10 @@ def summary(case: Case) -> str:
         factual, reconstruction, counterfactual = (float(score[index]) for score in scores)
         mark = "  <- target" if index == case.target else ""
         lines.append(f"{name:<{width}}  {factual:7.3f}  {reconstruction:14.3f}  {counterfactual:14.3f}{mark}")
+    for changed in explanation.attributes[:SHOWN_ATTRIBUTES]:
+        lines.append(
+            f"{changed.name}: {changed.before:.2f} -> {changed.after:.2f} ({changed.spreads:+.2f} standard deviations)"
+        )
     change, cost = case.difference_hu, explanation.cost
     lines.append(
         f"change against the {case.reference_name}: {change.min():+.0f} to {change.max():+.0f} HU, "

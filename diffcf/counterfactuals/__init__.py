@@ -1,5 +1,6 @@
 """Counterfactual search: a direction, a step along it, and the path between two classes."""
 
+from diffcf.counterfactuals.attributes import Attributes
 from diffcf.counterfactuals.carry import Gate
 from diffcf.counterfactuals.direction import class_score, shift_direction, spread_covariance
 from diffcf.counterfactuals.exemplar import Exemplar, Exemplars
@@ -16,6 +17,7 @@ from diffcf.counterfactuals.trim import Trim
 __all__ = [
     "METHODS",
     "AgentScorer",
+    "Attributes",
     "Counterfactuals",
     "Exemplar",
     "Exemplars",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from diffcf.counterfactuals.attributes import Attributes
 from diffcf.counterfactuals.exemplar import Exemplar
 from diffcf.counterfactuals.joint import Joint
 from diffcf.counterfactuals.methods import Latent, LatentShift, Method, Minimal, Pixels, Shift
@@ -11,6 +13,7 @@ from diffcf.errors import ConfigError
 
 METHODS: dict[str, type[Method]] = {
     "agent": Shift,
+    "attributes": Attributes,
     "exemplar": Exemplar,
     "joint": Joint,
     "latent": Latent,
@@ -20,13 +23,31 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def method_named(name: str, agent: str | Path | None = None) -> Method:
-    """The method of that name with its defaults; agent: folder of the agent, which holds the exemplars.
+def method_named(
+    name: str,
+    agent: str | Path | None = None,
+    attributes: str | Path | None = None,
+    frozen: Sequence[str] = (),
+) -> Method:
+    """The method of that name with its defaults.
 
-    Errors: ConfigError for an unknown name, and for exemplars without an agent.
+    agent: folder of the agent, which holds the exemplars. attributes: folder of attribute directions; frozen: names of
+    attributes that must not change.
+
+    Errors: ConfigError for an unknown name, for exemplars without an agent, for attributes without their folder, and
+    for a folder or frozen attributes that the method does not use.
     """
     if name not in METHODS:
         raise ConfigError(f"method {name!r}: expected one of {', '.join(METHODS)}.")
+    if name != "attributes" and (attributes is not None or frozen):
+        raise ConfigError(f"attribute directions and frozen attributes are for --method attributes, not {name!r}.")
+    if name == "attributes":
+        if attributes is None:
+            raise ConfigError(
+                "the method 'attributes' needs attribute directions: give --attributes FOLDER, or fit them to rated "
+                "scans with train/attributes.py."
+            )
+        return Attributes(Path(attributes), tuple(frozen))
     if name != "exemplar":
         return METHODS[name]()
     if agent is None:

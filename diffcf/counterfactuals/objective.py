@@ -59,8 +59,8 @@ class Objective:
     origin: Tensor
     weight: Tensor
     distance: Distance | None = None
-    low: float | None = None
-    high: float | None = None
+    low: float | Tensor | None = None
+    high: float | Tensor | None = None
 
     def of(self, samples: Tensor) -> Objective:
         """The objective of some of the samples, numbered anew."""
@@ -69,6 +69,8 @@ class Objective:
             loss_at=lambda value, index: self.loss_at(value, samples[index]),
             origin=self.origin[samples],
             weight=self.weight[samples],
+            low=_of(self.low, samples),
+            high=_of(self.high, samples),
         )
 
     @property
@@ -102,7 +104,17 @@ class Objective:
         origin = self.origin[index]
         if isinstance(self.distance, Proximal):
             value = origin + self.distance.prox(value - origin, step * self.weight[index])
-        return value if self.low is None and self.high is None else value.clamp(self.low, self.high)
+        return self.bounded(value, index)
+
+    def bounded(self, value: Tensor, index: Tensor) -> Tensor:
+        """The nearest value "m ..." inside the box."""
+        if self.low is None and self.high is None:
+            return value
+        return value.clamp(_of(self.low, index), _of(self.high, index))  # type: ignore[arg-type]
+
+
+def _of(bound: float | Tensor | None, samples: Tensor) -> float | Tensor | None:
+    return bound[samples] if isinstance(bound, Tensor) else bound
 
 
 def gradient(part: Part, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

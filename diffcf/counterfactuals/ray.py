@@ -104,7 +104,7 @@ class Ray:
         self.factual = image
         self.residual_carry = residual_carry
         self.agent, self.blackbox, self.batch, self.others = agent, blackbox, batch, tuple(others)
-        self._generator, self._gate, self._carried = generator, gate, roi
+        self.generator, self._gate, self._carried = generator, gate, roi
         self.iterates: list[Tensor] | None = [] if record else None  # codes "b s ..."
         self.effort = Effort.none(len(image))
         everyone = torch.arange(len(image))
@@ -171,8 +171,8 @@ class Ray:
 
     def encode_semantic(self, image: Tensor) -> Tensor:
         """The semantic codes of images "m s c h w", without their x_T."""
-        encode = getattr(self._generator, "encode_semantic", None)
-        return self._generator.encode(image).semantic if encode is None else encode(image)
+        encode = getattr(self.generator, "encode_semantic", None)
+        return self.generator.encode(image).semantic if encode is None else encode(image)
 
     def count_scored(self, index: Tensor) -> None:
         """Count images of samples `index` that the black box is shown."""
@@ -202,9 +202,9 @@ class Ray:
         return self.agent(Candidate(Code(semantic), self._undecoded))
 
     def _preview(self, semantic: Tensor, index: Tensor) -> Tensor:
-        before = getattr(self._generator, "forwards", None)
+        before = getattr(self.generator, "forwards", None)
         stochastic = None if self.code.stochastic is None else self.code.stochastic[index]
-        preview = getattr(self._generator, "preview", self._generator.decode)
+        preview = getattr(self.generator, "preview", self.generator.decode)
         image = preview(Code(semantic, stochastic))
         spent = self._count_forwards(index, before)
         if image.requires_grad:
@@ -247,8 +247,8 @@ class Ray:
         """D(code) of samples `index`, not clamped, counted."""
         parts = []
         for chosen in torch.arange(len(index)).split(self.batch):
-            before = getattr(self._generator, "forwards", None)
-            parts.append(self._generator.decode(take(code, chosen.to(code.semantic.device))))
+            before = getattr(self.generator, "forwards", None)
+            parts.append(self.generator.decode(take(code, chosen.to(code.semantic.device))))
             self._count_forwards(index[chosen.to(index.device)], before)
         return torch.cat(parts)
 
@@ -266,8 +266,8 @@ class Ray:
     def _encode(self, image: Tensor) -> Code:
         parts = []
         for chosen in torch.arange(len(image)).split(self.batch):
-            before = getattr(self._generator, "forwards", None)
-            parts.append(self._generator.encode(image[chosen.to(image.device)]))
+            before = getattr(self.generator, "forwards", None)
+            parts.append(self.generator.encode(image[chosen.to(image.device)]))
             self._count_forwards(chosen, before)
         stochastic = [part.stochastic for part in parts]
         return Code(
@@ -276,7 +276,7 @@ class Ray:
         )
 
     def _count_forwards(self, index: Tensor, before: int | None) -> Tensor:
-        spent = 1 if before is None else int(self._generator.forwards) - before
+        spent = 1 if before is None else int(self.generator.forwards) - before
         each = spent * torch.bincount(index.cpu(), minlength=len(self.factual))
         self.effort.generator_forwards += each
         return each

@@ -97,9 +97,7 @@ def _descend(
         if not len(index) or int(taken[index].max()) >= steps:
             break
         moved = value[index] - move(slope, index)
-        value[index] = (
-            moved if objective.low is None and objective.high is None else moved.clamp(objective.low, objective.high)
-        )
+        value[index] = objective.bounded(moved, index)
         taken[index] += 1
     return Solution(best, residual <= tolerance, taken, residual)
 

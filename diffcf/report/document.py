@@ -5,6 +5,7 @@ The same seed gives the same bytes on the same machine, the section "cost" aside
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -68,6 +69,7 @@ def document(case: Case) -> dict[str, Any]:
             "residual": float(explanation.solution.residual[0]),
             "residual_carry": explanation.residual_carry,
         },
+        "attributes": [dataclasses.asdict(changed) for changed in explanation.attributes],
         "path": [
             {
                 "step": float(steps[point]),

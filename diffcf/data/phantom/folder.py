@@ -13,7 +13,7 @@ import numpy as np
 from diffcf.data.manifest import Manifest, ManifestRow, hash_split
 from diffcf.data.phantom.brain import territory_scene
 from diffcf.data.phantom.fibrosis import fibrosis_scene
-from diffcf.data.phantom.nodule import nodule_scene
+from diffcf.data.phantom.nodule import DRAWN, nodule_scene
 from diffcf.data.phantom.scene import Scene
 from diffcf.data.phantom.shortcut import Shortcut
 from diffcf.errors import ConfigError
@@ -29,7 +29,8 @@ class PhantomSet:
 
     shortcut: in train and val with its own correlation, in test with `test_correlation` (None: the same). label: what
     a scene is labelled by, and what its mask shows: the disease, or the mark, which with correlation 0 makes a set
-    whose labels nothing but the mark can tell. cause: what a nodule's mask shows, where it is, or all that a nodule of
+    whose labels nothing but the mark can tell, or an attribute by its name: 1 where it is above its middle in nodules
+    (`DRAWN`). cause: what a nodule's mask shows, where it is, or all that a nodule of
     the one class or the other covers there, as a mark's mask is the union of both marks (`nodule_scene`, twin).
     """
 
@@ -42,7 +43,7 @@ class PhantomSet:
     scans_per_patient: int = 1
     shortcut: Shortcut | None = None
     test_correlation: float | None = None
-    label: Literal["disease", "mark"] = "disease"
+    label: str = "disease"
     cause: Literal["scene", "classes"] = "scene"
 
     def scene(self, index: int, shortcut: Shortcut | None) -> Scene:
@@ -85,6 +86,10 @@ def write_scenes(wanted: PhantomSet, out: str | Path) -> Manifest:
         raise ConfigError("labels by the mark need a shortcut; name its kind.")
     if wanted.cause == "classes" and wanted.kind != "nodule":
         raise ConfigError(f"a cause of both classes is known for nodules, not for {wanted.kind}; leave it out.")
+    if wanted.label not in ("disease", "mark") and (wanted.kind != "nodule" or wanted.label not in DRAWN):
+        raise ConfigError(
+            f"label {wanted.label!r}: expected disease, mark, or for nodules an attribute: {', '.join(DRAWN)}."
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -119,6 +124,10 @@ def _write(wanted: PhantomSet, index: int, folder: Path) -> ManifestRow:
     label, cause = scene.label, scene.cause
     if wanted.label == "mark" and scene.shortcut is not None and scene.shortcut_class is not None:
         label, cause = scene.shortcut_class, scene.shortcut
+    name_of_class = scene.classes[label]
+    if wanted.label in DRAWN:
+        label = int(scene.attributes[wanted.label] > DRAWN[wanted.label][0])
+        name_of_class = f"{'high' if label else 'low'} {wanted.label}"
     return ManifestRow(
         path=write_nifti(scene.scan.volume, scene.scan, folder / "scans" / name),
         patient=patient,
@@ -126,5 +135,5 @@ def _write(wanted: PhantomSet, index: int, folder: Path) -> ManifestRow:
         split=split,
         mask=write_nifti(cause, scene.scan, folder / "masks" / name),
         attributes=attributes,
-        notes={"class": scene.classes[label]},
+        notes={"class": name_of_class},
     )

@@ -1,0 +1,78 @@
+"""Counterfactuals in attribute space: which nameable properties decide, and by how much (paper 002, section 4.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcf.counterfactuals.methods import Method, Proposal, weights
+from diffcf.counterfactuals.objective import Loss, Objective
+from diffcf.counterfactuals.ray import Ray
+from diffcf.counterfactuals.solvers import ProximalGradient
+from diffcf.counterfactuals.steps import StepSearch
+from diffcf.distances import L1
+from diffcf.generators.attributes import AttributeDirections, AttributeSpace
+
+
+@dataclass(frozen=True)
+class Attributes(Method):
+    """The fewest attributes, and the least of them, that turn the decision.
+
+        argmin_a'  loss(f(x(a'))) + distance_weight * |a' - a|_1,  a' within the range that was seen
+
+    over amounts in spreads, by proximal steps: what need not change stays exactly as it is. The paper's lambda
+    multiplies the loss and is 1 / `distance_weight`. A black box may not see a small change of an attribute at all
+    (half a mark is no mark), and has no gradient there: the steps start from the best of `tried` values of one
+    attribute alone, evenly over its range.
+
+    attributes: folder of the directions (train/attributes.py). frozen: names of attributes that must not change.
+    """
+
+    attributes: Path
+    frozen: tuple[str, ...] = ()
+    distance_weight: float = 0.2
+    asked: float = 0.9
+    tried: int = 8
+    solver: ProximalGradient = field(default_factory=lambda: ProximalGradient(steps=40))
+
+    def space(self, generator: Any) -> AttributeSpace:
+        """The attributes that are not frozen, as the code."""
+        return AttributeSpace(generator, AttributeDirections.load(self.attributes).without(self.frozen))
+
+    def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
+        """The solution less the scan's own amounts."""
+        origin, loss = ray.code.semantic, Loss("margin", max(self.asked, search.probability))
+        card = AttributeDirections.load(self.attributes).without(self.frozen).card
+        low, high = (torch.tensor(ends).to(origin) for ends in (card.low, card.high))
+        # A scan whose own amounts are read outside the range stays where it is, and comes back at most.
+        low, high = torch.minimum(origin, low), torch.maximum(origin, high)
+        objective = Objective(
+            lambda value, index: loss(ray.glimpse_logits(value, index), target[index]),
+            origin,
+            weights(self.distance_weight, origin),
+            L1(),
+            low=low,
+            high=high,
+        )
+        found = self.solver(objective, self._start(objective), ray.recorder())
+        return Proposal(found.value - origin, ray.glimpse_at)
+
+    @torch.no_grad()
+    def _start(self, objective: Objective) -> Tensor:
+        """The point with the smallest objective among the origin and those that differ from it in one attribute."""
+        best, index = objective.origin.clone(), torch.arange(len(objective.origin), device=objective.origin.device)
+        least = objective.whole(best, index)
+        assert isinstance(objective.low, Tensor)
+        assert isinstance(objective.high, Tensor)
+        for attribute in range(best.shape[1]):
+            for share in torch.linspace(0, 1, self.tried).tolist():
+                point = objective.origin.clone()
+                point[:, attribute] = torch.lerp(objective.low[:, attribute], objective.high[:, attribute], share)
+                given = objective.whole(point, index)
+                better = given < least
+                best[better], least[better] = point[better], given[better]
+        return best
