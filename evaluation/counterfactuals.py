@@ -56,6 +56,7 @@ from diffcf.metrics.scattering import Scattering
 from diffcf.training.command import run_script
 from diffcf.types import Explanation
 
+MOST_DIRECTIONS = 2  # of two classes; among more each has too few scans for a row of its own
 OPTIONAL = ("transfer_validity", "survival_validity", "reader")  # left out where nobody was asked
 
 
@@ -209,8 +210,9 @@ def judge(explainer: Explainer, judges: Judges, scans: ScanDataset, config: Conf
 
 
 def rows_of(found: Sequence[Found], common: dict[str, Any], config: Config) -> list[dict[str, Any]]:
-    """A row for both directions together and one for each."""
-    directions = ["both", *sorted({one.direction for one in found})]
+    """A row for all directions together, and for two classes one for each."""
+    directions = sorted({one.direction for one in found})
+    directions = ["both", *(directions if len(directions) <= MOST_DIRECTIONS else [])]
     rows = []
     for direction in directions:
         mine = [one for one in found if direction in ("both", one.direction)]

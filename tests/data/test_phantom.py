@@ -20,7 +20,7 @@ from diffcf.data.dataset import ScanDataset
 from diffcf.data.phantom import Scene, Shortcut, fibrosis_scene, nodule_scene, territory_scene
 from diffcf.data.phantom.__main__ import main
 from diffcf.data.phantom.folder import PhantomSet, write_scenes
-from diffcf.data.phantom.shortcut import read_symbol
+from diffcf.data.phantom.shortcut import add_shortcut, read_symbol
 from diffcf.errors import ConfigError
 from diffcf.scans import prepare, read_scan
 
@@ -458,3 +458,15 @@ def test_the_cause_of_both_classes(tmp_path: Path) -> None:
         assert both.any()
     with pytest.raises(ConfigError, match="known for nodules"):
         write_scenes(PhantomSet("fibrosis", 1, cause="classes"), tmp_path / "none")
+
+
+def test_a_symbol_stands_out_from_lung_and_not_from_what_is_as_bright() -> None:
+    from diffcf.data.phantom.shortcut import symbol_contrast
+
+    lung = np.full((1, 64, 64), -800.0, np.float32)
+    shown, where, _ = add_shortcut(lung, 1, Shortcut(), 0)
+    assert symbol_contrast(shown, Shortcut()) == pytest.approx(1200, abs=1)
+    rows, columns = np.nonzero(where[0])
+    wall = lung.copy()
+    wall[:, :, : columns.min() + 3] = 400.0  # the symbol reaches over the edge of bone
+    assert symbol_contrast(add_shortcut(wall, 0, Shortcut(), 0)[0], Shortcut()) == pytest.approx(0, abs=1)
