@@ -466,7 +466,7 @@ def test_a_symbol_stands_out_from_lung_and_not_from_what_is_as_bright() -> None:
     lung = np.full((1, 64, 64), -800.0, np.float32)
     shown, where, _ = add_shortcut(lung, 1, Shortcut(), 0)
     assert symbol_contrast(shown, Shortcut()) == pytest.approx(1200, abs=1)
-    rows, columns = np.nonzero(where[0])
+    columns = np.nonzero(where[0])[1]
     wall = lung.copy()
     wall[:, :, : columns.min() + 3] = 400.0  # the symbol reaches over the edge of bone
     assert symbol_contrast(add_shortcut(wall, 0, Shortcut(), 0)[0], Shortcut()) == pytest.approx(0, abs=1)

@@ -92,7 +92,7 @@ def read_symbol(volume: np.ndarray, shortcut: Shortcut) -> int:
 def symbol_contrast(volume: np.ndarray, shortcut: Shortcut) -> float:
     """By how many HU the bar of a symbol in HU "z y x" stands out from nine tenths of what lies around the symbol.
 
-    Nearly 0 in a window's HU where it lies on bone or at the edge of it: there one symbol cannot be told from the other.
+    Nearly 0 in a window's HU on bone or at the edge of it: there one symbol cannot be told from the other.
     """
     _, bar, outside = _parts(volume, shortcut)
     return float(volume[bar].mean() - np.quantile(volume[outside], 0.9))

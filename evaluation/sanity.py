@@ -1,0 +1,246 @@
+"""Questions that a map of changes must stand up to, whatever it looks like.
+
+    python evaluation/sanity.py --config configs/evaluation/sanity_lidc.yaml
+
+`composition`: PSNR of the plain decode after 1 and 3 null interventions. `leakage`: what a linear reader makes of the
+label from the semantic code and from x_T, as AUC on held-out patients: an edit of the semantic code cannot reach what
+only x_T knows. `stability`: rank correlation of the |difference| maps of the same search from other noise (a fresh x_T,
+two seeds). `diversity`: three answers, each searched away from the earlier ones: 1 - cosine of their changes, and the
+share that is reached. `randomisation` (Adebayo et al. 2018): |rank correlation| of the map for the trained black box
+with that for the same network with its weights drawn anew, and with that for another trained network. The search there
+asks no agent, which has learnt from the trained one, and asks the random network for `random_rise` more than it gives,
+since its scores hardly vary. Maps are averaged over `smooth` pixels first: of a sparse one most values are 0. Intervals
+resample patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import RESULTS, mean_row, write_result
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffcf.classifiers.agent import load_agent
+from diffcf.classifiers.blackbox import load_blackbox
+from diffcf.counterfactuals import (
+    AgentScorer,
+    Exemplar,
+    ImageScorer,
+    Latent,
+    Method,
+    Shift,
+    StepSearch,
+    counterfactual,
+    diverse,
+)
+from diffcf.counterfactuals.exemplar import EXEMPLARS_NAME
+from diffcf.data.dataset import ScanDataset
+from diffcf.data.manifest import Manifest
+from diffcf.generators.generator import SliceWise, load_diffusion
+from diffcf.metrics.classification import auc, bootstrap_interval
+from diffcf.metrics.counterfactual import diversity, rank_correlation
+from diffcf.metrics.probes import composition, linear_probe
+from diffcf.training.command import run_script
+from diffcf.types import Code
+from diffcf.weights import part_of
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which models, on what.
+
+    Args:
+        name: the result is written to docs/results/sanity_NAME.json.
+        manifest: CSV file; labelled rows of `split` are looked at, those of train and val train the reader of codes.
+        generator, classifier, agent: folders or bundled names.
+        other: another trained classifier, for the randomisation check.
+        without_agent: the method of the randomisation check.
+        scans: at most so many of each class.
+        read: at most so many scans of each class for the reader of codes.
+        random_rise: of the target's probability, asked of the random network.
+        smooth: pixels a side over which maps are averaged.
+        split: test, or val while something is still being chosen.
+        batch: scans at once.
+        data: what the data are, in words.
+        resamples: of the bootstrap over patients.
+        seed: of fresh noise, drawn weights and the bootstrap.
+        out: folder of the result.
+    """
+
+    name: str
+    manifest: Path
+    generator: str
+    classifier: str
+    agent: str
+    other: str
+    without_agent: Method = field(default_factory=Latent)
+    scans: int = 10
+    read: int = 150
+    random_rise: float = 0.02
+    smooth: int = 5
+    split: str = "test"
+    batch: int = 16
+    data: str = ""
+    resamples: int = 1000
+    seed: int = 0
+    out: Path = RESULTS
+
+
+def redrawn(blackbox: Any, seed: int) -> Any:
+    """The black box with the weights of every layer drawn anew, as its layers draw them; statistics of norms stay."""
+    torch.manual_seed(seed)
+    for module in blackbox.modules():
+        if hasattr(module, "reset_parameters") and not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_parameters()
+    return blackbox.eval()
+
+
+def smoothed(change: Tensor, side: int) -> Tensor:
+    """|change| "n s c h w" averaged over side x side pixels, "n ...", away from ties at 0."""
+    flat = rearrange(change.abs(), "n s c h w -> (n s) c h w")
+    return rearrange(F.avg_pool2d(flat, side, 1, side // 2), "(n s) c h w -> n (s c h w)", s=change.shape[1])
+
+
+def balanced(scans: ScanDataset, most: int) -> list[int]:
+    """The first scans of each class."""
+    classes = sorted(set(scans.labels.tolist()))
+    return [i for k in classes for i in (scans.labels == k).nonzero().squeeze(1).tolist()[:most]]
+
+
+def leakage(generator: Any, sets: dict[str, ScanDataset], config: Config) -> list[dict[str, Any]]:
+    """AUC of a linear reader on each part of the code."""
+    codes: dict[str, dict[str, Tensor]] = {}
+    labels: dict[str, Tensor] = {}
+    for split, scans in sets.items():
+        index = balanced(scans, config.read)
+        found = [generator.encode(part) for part in scans.images[index].split(config.batch)]
+        x_t = [code.stochastic.flatten(1) for code in found if code.stochastic is not None]
+        codes[split] = {
+            "leakage: semantic code": torch.cat([code.semantic.flatten(1) for code in found]),
+            "leakage: x_T": torch.cat(x_t),
+        }
+        labels[split] = scans.labels[index]
+    rows = []
+    patients = [sets["test"].patients[i] for i in balanced(sets["test"], config.read)]
+    truth = labels["test"].numpy()
+    for name in codes["train"]:
+        scores = linear_probe(codes["train"][name], labels["train"], codes["test"][name]).numpy()
+
+        def figure(index: np.ndarray, scores: np.ndarray = scores) -> float:
+            return auc(scores[index], truth[index])
+
+        low, high = bootstrap_interval(figure, groups=patients, resamples=config.resamples, seed=config.seed)
+        whole = figure(np.arange(len(truth)))
+        rows.append({"method": name, "n": len(truth), "auc": whole, "auc_low": low, "auc_high": high})
+    return rows
+
+
+@torch.no_grad()
+def main(config: Config) -> list[dict[str, Any]]:
+    """Ask all questions; prints and writes the table, returns its rows."""
+    generator = SliceWise(load_diffusion(config.generator))
+    blackbox, other = load_blackbox(config.classifier), load_blackbox(config.other)
+    random = redrawn(load_blackbox(config.classifier), config.seed)
+    agent = AgentScorer(load_agent(config.agent))
+    folder = part_of(config.agent, "agent")
+    usual: Method = Exemplar(folder) if (folder / EXEMPLARS_NAME).is_file() else Shift()
+    if generator.spatial and isinstance(usual, Shift):
+        usual = Latent()
+    preparation = replace(generator.card.preparation, slices=blackbox.card.preparation.slices)
+    manifest = Manifest.read(config.manifest)
+    known = [row for name in ("train", "val") for row in manifest.split(name) if row.label is not None]
+    asked = [row for row in manifest.split(config.split) if row.label is not None]
+    sets = {"train": ScanDataset(known, preparation), "test": ScanDataset(asked, preparation)}
+    scans = sets["test"]
+    scorers = {
+        name: ImageScorer(box, box.view_of(preparation))
+        for name, box in (("trained", blackbox), ("random", random), ("other", other))
+    }
+    views = {name: torch.cat([box.classifier(box.view(part) if box.view else part) for part in scans.images.split(64)])
+             for name, box in scorers.items()}  # fmt: skip
+    right = views["trained"].argmax(1) == scans.labels
+    chosen = [i for i in balanced(scans, len(scans)) if right[i]]
+    index = [i for k in (0, 1) for i in [i for i in chosen if scans.labels[i] == k][: config.scans]]
+    images, target = scans.images[index], 1 - scans.labels[index]
+    patients: Sequence[str] = [scans.patients[i] for i in index]
+    common = {"data": config.name, "split": config.split, "default": False}
+
+    def row(name: str, values: dict[str, Any]) -> dict[str, Any]:
+        return {"method": name, "n": len(index), **mean_row(values, patients, resamples=config.resamples, seed=0)}
+
+    def search(method: Method, scorer: ImageScorer, probability: Tensor | None = None, seed: int | None = None) -> Any:
+        space = generator if seed is None else Refreshed(generator, seed)
+        parts = []
+        for start in range(0, len(images), config.batch):
+            span = slice(start, start + config.batch)
+            how = StepSearch() if probability is None else StepSearch(float(probability[span].mean()))
+            parts.append(
+                counterfactual(
+                    images[span],
+                    target[span],
+                    generator=space,
+                    blackbox=scorer,
+                    agent=agent if method is usual else None,
+                    method=method,
+                    search=how,
+                )
+            )
+        reached = torch.cat([part.reachable for part in parts]).float().numpy()
+        return torch.cat([part.difference for part in parts]), reached
+
+    cycles = composition(images, lambda x: generator.decode(generator.encode(x)).clamp(-1, 1), 3)
+    rows = [row(f"composition: {k} cycle(s)", {"psnr": cycles[k - 1].numpy()}) for k in (1, 3)]
+    rows += leakage(generator, sets, config)
+
+    own, reached = search(usual, scorers["trained"])
+    again = [search(usual, scorers["trained"], seed=config.seed + k)[0] for k in (1, 2)]
+    maps = [smoothed(change, config.smooth) for change in (own, *again)]
+    pairs = torch.stack([rank_correlation(maps[a], maps[b]) for a, b in ((0, 1), (0, 2), (1, 2))]).mean(0)
+    rows.append(row("stability over x_T", {"stability": pairs.numpy(), "validity": reached}))
+
+    answers = [
+        diverse(part, wanted, count=3, method=usual if usual.diverse else Latent(),
+                generator=generator, blackbox=scorers["trained"], agent=agent)
+        for part, wanted in zip(images.split(config.batch), target.split(config.batch), strict=True)
+    ]  # fmt: skip
+    changes = [torch.cat([each[k].difference for each in answers]) for k in range(3)]
+    valid = torch.stack([torch.cat([each[k].reachable for each in answers]).float() for k in range(3)]).mean(0)
+    rows.append(row("three answers", {"diversity": diversity(changes).numpy(), "validity": valid.numpy()}))
+
+    trained, _ = search(config.without_agent, scorers["trained"])
+    given = views["random"].softmax(1)[index, :].gather(1, rearrange(target, "n -> n 1")).squeeze(1)
+    drawn, moved = search(config.without_agent, scorers["random"], (given + config.random_rise).clamp(max=0.99))
+    twin, turned = search(config.without_agent, scorers["other"])
+    for name, change, valid in (("random weights", drawn, moved), ("another trained network", twin, turned)):
+        alike = rank_correlation(smoothed(trained, config.smooth), smoothed(change, config.smooth)).abs()
+        rows.append(row(f"randomisation: {name}", {"randomisation": alike.numpy(), "validity": valid}))
+    table = [{**common, **each} for each in rows]
+    write_result(__file__, config, "Sanity of codes and maps", table)
+    return table
+
+
+class Refreshed:
+    """A generator whose codes get a fresh x_T in place of the inverted one: what a search finds from other noise."""
+
+    def __init__(self, generator: Any, seed: int) -> None:
+        self.generator, self.seed = generator, seed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.generator, name)
+
+    def encode(self, image: Tensor) -> Code:
+        """The image's semantic code with noise from the seed."""
+        code = self.generator.encode(image)
+        fresh = self.generator.fresh_stochastic(code.semantic[:1], self.seed)
+        return Code(code.semantic, fresh.to(image).expand(len(image), *fresh.shape[1:]))
+
+
+if __name__ == "__main__":
+    run_script(main, Config)
