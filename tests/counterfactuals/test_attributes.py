@@ -107,7 +107,7 @@ def test_the_settings_say_what_is_wrong_with_them(planted, tmp_path) -> None:
         search(world, Attributes(folder, ("colour",)), torch.zeros(4, dtype=torch.long))
     with pytest.raises(ConfigError, match="all attributes are frozen"):
         search(world, Attributes(folder, tuple(NAMES)), torch.zeros(4, dtype=torch.long))
-    with pytest.raises(ConfigError, match="train/attributes.py"):
+    with pytest.raises(ConfigError, match=r"train/attributes\.py"):
         method_named("attributes")
     with pytest.raises(ConfigError, match="for --method attributes, not 'latent'"):
         method_named("latent", attributes=folder)
