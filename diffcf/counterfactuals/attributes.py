@@ -26,8 +26,9 @@ class Attributes(Method):
 
     over amounts in spreads, by proximal steps: what need not change stays exactly as it is. The paper's lambda
     multiplies the loss and is 1 / `distance_weight`. A black box may not see a small change of an attribute at all
-    (half a mark is no mark), and has no gradient there: the steps start from the best of `tried` values of one
-    attribute alone, evenly over its range.
+    (half a mark is no mark), and has no gradient there; and where two attributes do nearly the same, steps turn one
+    into the other slowly. They start from the best point that changes one attribute alone: the best of `tried` values
+    over its range, then of as many around that one, `rounds` times.
 
     attributes: folder of the directions (train/attributes.py). frozen: names of attributes that must not change.
     """
@@ -36,8 +37,9 @@ class Attributes(Method):
     frozen: tuple[str, ...] = ()
     distance_weight: float = 0.2
     asked: float = 0.9
-    tried: int = 8
-    solver: ProximalGradient = field(default_factory=lambda: ProximalGradient(steps=40))
+    tried: int = 6
+    rounds: int = 2
+    solver: ProximalGradient = field(default_factory=lambda: ProximalGradient(steps=60))
 
     def space(self, generator: Any) -> AttributeSpace:
         """The attributes that are not frozen, as the code."""
@@ -69,10 +71,20 @@ class Attributes(Method):
         assert isinstance(objective.low, Tensor)
         assert isinstance(objective.high, Tensor)
         for attribute in range(best.shape[1]):
-            for share in torch.linspace(0, 1, self.tried).tolist():
-                point = objective.origin.clone()
-                point[:, attribute] = torch.lerp(objective.low[:, attribute], objective.high[:, attribute], share)
-                given = objective.whole(point, index)
-                better = given < least
-                best[better], least[better] = point[better], given[better]
+            low, high = objective.low[:, attribute], objective.high[:, attribute]
+            for _ in range(self.rounds):
+                values = [torch.lerp(low, high, share) for share in torch.linspace(0, 1, self.tried).tolist()]
+                given = torch.stack([objective.whole(_with(objective.origin, attribute, v), index) for v in values])
+                lowest, at = given.min(0)
+                value, gap = torch.stack(values)[at, index], (high - low) / (self.tried - 1)
+                better = lowest < least
+                best[better], least[better] = _with(objective.origin, attribute, value)[better], lowest[better]
+                low, high = torch.maximum(value - gap, low), torch.minimum(value + gap, high)
         return best
+
+
+def _with(amounts: Tensor, attribute: int, value: Tensor) -> Tensor:
+    """Amounts "b k" with one attribute set to "b"."""
+    changed = amounts.clone()
+    changed[:, attribute] = value
+    return changed

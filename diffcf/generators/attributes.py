@@ -162,8 +162,8 @@ class AttributeSpace(nn.Module):
         return self.generator.decode(self._edited(code))
 
     def preview(self, code: Code) -> Tensor:
-        """What one evaluation a slice says of it."""
-        return self.generator.preview(self._edited(code))
+        """What one evaluation a slice says of it; decoded by a generator that has no such thing."""
+        return getattr(self.generator, "preview", self.generator.decode)(self._edited(code))
 
     def refreshed(self, code: Code, seed: int) -> Code:
         """The same codes with a fresh x_T."""

@@ -1,0 +1,116 @@
+"""The search over amounts against its closed form: a linear world in which one attribute is the cheapest."""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffcf.cards import AttributesCard
+from diffcf.counterfactuals import Attributes, ImageScorer, StepSearch, counterfactual, method_named
+from diffcf.errors import ConfigError
+from diffcf.generators.attributes import AttributeDirections
+
+NAMES = ["size", "light", "round"]
+GAINS = (1.5, 3.0, 2.0)  # rise of the margin for one spread more
+SEARCH = StepSearch(tolerance=1e-4, resolution=1e-4, evaluations=40)
+
+
+@pytest.fixture
+def planted(make_world, tmp_path):
+    """A world and a folder of directions, each of which raises the margin by its gain and is orthogonal to the rest."""
+
+    def make(high: float = 3.0, batch: int = 4):
+        world = make_world(batch=batch, slices=1)
+        weight = world.blackbox.weight @ world.generator.basis
+        aside = torch.linalg.qr(torch.stack([weight, *torch.eye(16, dtype=weight.dtype)[:3]]).T).Q[:, 1:4].T
+        rows = [gain * weight / weight.square().sum() + 0.2 * other for gain, other in zip(GAINS, aside, strict=True)]
+        directions = torch.stack(rows)[:, None]
+        card = AttributesCard(NAMES, [0.0] * 3, [1.0] * 3, [-high] * 3, [high] * 3, "")
+        reader = torch.linalg.pinv(directions[:, 0].double()).T[:, None]
+        folder = tmp_path / f"attributes-{high}"
+        AttributeDirections(card, directions, reader, torch.zeros_like(directions[0])).save(folder)
+        return world, folder
+
+    return make
+
+
+def search(world, method: Attributes, target: Tensor, **how):
+    return counterfactual(
+        world.image,
+        target,
+        generator=world.generator,
+        blackbox=ImageScorer(world.blackbox),
+        method=method,
+        search=SEARCH,
+        **how,
+    )
+
+
+@pytest.mark.parametrize(("frozen", "chosen"), [((), 1), (("light",), 2), (("light", "round"), 0)])
+def test_only_the_cheapest_attribute_that_is_free_changes_and_by_the_right_amount(planted, frozen, chosen) -> None:
+    world, folder = planted()
+    target = 1 - world.blackbox(world.image).argmax(1)
+    method = Attributes(folder, frozen, distance_weight=0.05)
+    found = search(world, method, target)
+    assert found.reachable.all()
+    names = [name for name in NAMES if name not in frozen]
+    column, gain = names.index(NAMES[chosen]), GAINS[chosen]
+    # argmin relu(asked - m - gain a)^2 / 2 + w |a|: gain (asked - m - gain a) = w.
+    sign = (2 * target - 1).double()
+    margin = world.margin(world.image) * sign
+    amount = (log(0.9 / 0.1) - margin - 0.05 / gain) / gain
+    proposed = found.proposal.direction
+    torch.testing.assert_close(proposed[:, column], sign * amount, atol=5e-3, rtol=5e-3)
+    others = torch.cat([proposed[:, :column], proposed[:, column + 1 :]], 1)
+    assert not others.any()  # exact zeros
+    # And from there back to where the black box gives exactly what was asked.
+    change = (found.end.semantic - found.ray.code.semantic)[:, column] * sign
+    torch.testing.assert_close(change, (log(3.0) - margin) / gain, atol=1e-2, rtol=1e-2)
+
+
+def test_amounts_stay_within_the_range_that_was_seen(planted) -> None:
+    world, folder = planted(high=0.4)
+    target = 1 - world.blackbox(world.image).argmax(1)
+    found = search(world, Attributes(folder, distance_weight=0.01), target)
+    reached = found.ray.code.semantic + found.proposal.direction
+    limit = found.ray.code.semantic.abs().clamp(min=0.4)
+    assert (reached.abs() <= limit + 1e-6).all()
+    assert (found.proposal.direction != 0).sum(1).min() > 1  # the cheapest one alone does not reach it
+
+
+def test_a_black_box_that_does_not_see_small_changes_is_still_found_out(planted) -> None:
+    """Half a mark is no mark: without a gradient at the scan itself the search starts from values far away."""
+    world, folder = planted(batch=2)
+    directions = AttributeDirections.load(folder).directions
+
+    def blind(image: Tensor) -> Tensor:
+        code = world.generator.encode(image).semantic
+        far = (code - world.generator.encode(world.image).semantic[:1]) @ directions[1, 0]
+        seen = (far / directions[1, 0].square().sum() - 2).clamp(min=0)[:, 0]
+        return torch.stack([1 - 6 * seen, 6 * seen - 1], 1)
+
+    world.image = world.image[:1]
+    found = counterfactual(
+        world.image, torch.ones(1, dtype=torch.long), generator=world.generator, blackbox=ImageScorer(blind),
+        method=Attributes(folder), search=SEARCH,
+    )  # fmt: skip
+    assert found.reachable.all()
+    assert int(found.proposal.direction.abs().argmax()) == 1
+
+
+def test_the_settings_say_what_is_wrong_with_them(planted, tmp_path) -> None:
+    world, folder = planted()
+    with pytest.raises(ConfigError, match="colour do not exist; these directions have size, light, round"):
+        search(world, Attributes(folder, ("colour",)), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ConfigError, match="all attributes are frozen"):
+        search(world, Attributes(folder, tuple(NAMES)), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ConfigError, match=r"train/attributes\.py"):
+        method_named("attributes")
+    with pytest.raises(ConfigError, match="for --method attributes, not 'latent'"):
+        method_named("latent", attributes=folder)
+    with pytest.raises(ConfigError, match="for --method attributes, not 'latent'"):
+        method_named("latent", frozen=["light"])
+    assert method_named("attributes", attributes=folder, frozen=["light"]) == Attributes(folder, ("light",))
