@@ -322,3 +322,13 @@ def test_explain_from_the_command_line_and_the_same_bytes_again(trained, capsys)
     assert one == two
     factual, edited = read_scan("runs/tiny/data/4.npz"), read_scan("one/counterfactual.nii.gz")
     assert edited.volume.shape == factual.volume.shape
+
+
+def test_sanity(trained) -> None:
+    run("evaluation", "sanity")
+    rows = {row["method"]: row for row in result(trained[0], "sanity")["rows"]}
+    assert rows["composition: 3 cycle(s)"]["psnr"] <= rows["composition: 1 cycle(s)"]["psnr"]
+    assert 0 <= rows["leakage: x_T"]["auc"] <= 1
+    assert rows["randomisation: another trained network"]["randomisation"] == pytest.approx(1, abs=1e-4)  # itself
+    assert rows["randomisation: random weights"]["randomisation"] < 0.999
+    assert {"stability over x_T", "three answers"} <= set(rows)

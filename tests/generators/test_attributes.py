@@ -41,9 +41,7 @@ def fitted(**how: float) -> AttributeDirections:
 
 def test_each_attribute_has_its_own_effect_though_they_go_together() -> None:
     found = fitted(together=0.9)
-    own = rearrange(
-        rated(400, together=0.9)[1].std(0) / SPREAD, "k -> k 1 1 1 1"
-    )  # of the sample
+    own = rearrange(rated(400, together=0.9)[1].std(0) / SPREAD, "k -> k 1 1 1 1")  # of the sample
     torch.testing.assert_close(found.directions, truth() * own, atol=1e-3, rtol=1e-3)
 
 
