@@ -21,8 +21,15 @@ from diffcf.training.command import run_script
 INTRODUCTION = """# Results
 Written by `python evaluation/tables.py` from the JSON files in this folder, which the scripts in `evaluation/` write.
 Means with 95% bootstrap intervals over patients, on patients that no model has seen and nothing was chosen by. What the
-columns mean stands at the top of each script.
+columns mean stands at the top of each script. Of the widest tables the chief columns are shown; the files have all.
 """
+CHIEF = {  # of scripts with more columns than a page can show
+    "counterfactuals": (
+        "method", "search", "direction", "n", "validity", "decision_validity", "cause_precision", "cause_recall",
+        "cause_area", "proximity_l1", "sparsity", "cout", "identity", "kid_excess",
+        "transfer_validity", "survival_validity", "reader", "plausible", "trusted", "evaluations", "seconds",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,11 @@ class Config:
     folder: Path = RESULTS
 
 
-def markdown(written: dict[str, Any]) -> Iterator[str]:
-    """The lines of one result."""
+def markdown(written: dict[str, Any], script: str = "") -> Iterator[str]:
+    """The lines of one result of a script."""
     rows, device = written["rows"], written["device"]
     same, columns = columns_of(rows)
+    columns = [key for key in columns if key in CHIEF.get(script, columns)]
     made = f"Seed {written['seed']}, commit {written['commit'][:12]}, on {device['gpu'] or device['cpu']}."
     yield f"{written['data']}." if written["data"] else ""
     yield f"`{written['command']}`  "
@@ -60,7 +68,7 @@ def page(folder: Path) -> str:
             written = json.loads(file.read_text(encoding="utf-8"))
             if not place:
                 lines += [f"## {script.capitalize()}", f"{written['table']}.", ""]
-            lines += [f"### {file.stem.partition('_')[2].replace('_', ' ')}", *markdown(written), ""]
+            lines += [f"### {file.stem.partition('_')[2].replace('_', ' ')}", *markdown(written, script), ""]
     return "\n".join(lines)
 
 

@@ -52,3 +52,13 @@ def test_a_page_is_written(tables, tmp_path: Path) -> None:
     assert "| method | auc | kl |" in text
     assert "| a | 0.500 [0.250, 0.750] | - |" in text
     assert "| b | 1.000 [1.000, 1.000] | 0.125 |" in text
+
+
+def test_of_the_widest_tables_only_chief_columns_are_shown(tables) -> None:
+    row = {"method": "a", "n": 5, "validity": 0.5, "validity_low": 0.25, "validity_high": 0.75, "step": 3.0}
+    written = {"seed": 0, "device": {"cpu": "a processor", "gpu": None}, "commit": "0123456789abcdef", "data": "toys"}
+    written |= {"command": "python evaluation/toy.py", "rows": [row, row | {"method": "b", "validity": 1.0}]}
+    assert "| method | validity |" in list(tables.markdown(written, "counterfactuals"))
+    assert "| method | validity | step |" in list(tables.markdown(written, "toy"))
+    first = tables.CHIEF["counterfactuals"]
+    assert len(set(first)) == len(first)
