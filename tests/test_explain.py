@@ -10,10 +10,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffcf.cards import AgentCard, ClassifierCard, GeneratorCard, Preparation
-from diffcf.counterfactuals import Shift, StepSearch, spread_covariance
+from diffcf.cards import AgentCard, AttributesCard, ClassifierCard, GeneratorCard, Preparation
+from diffcf.counterfactuals import Attributes, Shift, StepSearch, spread_covariance
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.explain import Explainer, ExplainSettings, check_agent
+from diffcf.generators.attributes import AttributeDirections
 from diffcf.trust import fit_trust
 from diffcf.types import Code
 
@@ -33,6 +34,9 @@ class Halves:
     @staticmethod
     def means(image: Tensor) -> Tensor:
         return rearrange(image, "b s c h (two w) -> b s two (c h w)", two=2).mean(-1)
+
+    def encode_semantic(self, image: Tensor) -> Tensor:
+        return self.means(image)
 
     def encode(self, image: Tensor) -> Code:
         self.forwards += 3
@@ -248,3 +252,47 @@ def test_a_generator_without_noise_has_no_floor() -> None:
     check = next(check for check in found.trust if check.name == "edit_size")
     assert check.passed
     assert check.value == float("inf")
+
+
+def halves_by_name(folder, generator_hash: str = "") -> Attributes:
+    """Attributes "left" and "right": what a spread more of them adds to the mean of that half, 0.05 and 0.02."""
+    sizes = torch.tensor([0.05, 0.02])
+    directions = torch.diag(sizes)[:, None].expand(2, SLICES, 2).contiguous()
+    reader = (torch.diag(1 / sizes)[:, None] / SLICES).expand(2, SLICES, 2).contiguous()
+    card = AttributesCard(["left", "right"], [10.0, 20.0], [2.0, 5.0], [-9.0, -9.0], [9.0, 9.0], generator_hash)
+    AttributeDirections(card, directions, reader, torch.zeros(SLICES, 2)).save(folder)
+    return Attributes(folder, distance_weight=0.01)
+
+
+def test_the_attribute_that_decides_is_named_with_its_change(tmp_path) -> None:
+    image = images(2)
+    search = StepSearch(probability=0.75, tolerance=0.001, resolution=0.001, evaluations=30)
+    found = explainer(method=halves_by_name(tmp_path), search=search).explain_batch(image)
+    for sample, one in enumerate(found):
+        assert bool(one.reachable)
+        [changed] = one.attributes  # the other one would cost more, and stays exactly as it is
+        left, right = Halves.means(image)[sample].mean(0).tolist()
+        needed = right - left - float(torch.log(torch.tensor(3.0))) / GAIN
+        assert changed.name == "left"
+        assert changed.spreads == pytest.approx(needed / 0.05, abs=0.02)
+        assert changed.before == pytest.approx(10 + 2 * left / 0.05, abs=1e-3)
+        assert changed.after == pytest.approx(changed.before + 2 * changed.spreads, abs=1e-3)
+        assert one.trust[0].passed
+    assert explainer().explain(image[:1]).attributes == ()
+
+
+def test_a_frozen_attribute_leaves_the_others_to_change(tmp_path) -> None:
+    method = dataclasses.replace(halves_by_name(tmp_path), frozen=("left",))
+    [changed] = explainer(method=method).explain(images(1)).attributes
+    assert changed.name == "right"
+    assert changed.spreads > 0
+    with pytest.raises(ConfigError, match="middle do not exist; these directions have left, right"):
+        explainer(method=dataclasses.replace(method, frozen=("middle",)))
+
+
+def test_attribute_directions_of_another_generator_are_refused(tmp_path) -> None:
+    method = halves_by_name(tmp_path, generator_hash="a" * 64)
+    settings = ExplainSettings(method=method)
+    Explainer(Halves(), Balance(), None, settings, generator_hash="a" * 64)
+    with pytest.raises(CheckpointError, match="fitted over generator aaaaaaaaaaaa, but this one is bbbbbbbbbbbb"):
+        Explainer(Halves(), Balance(), None, settings, generator_hash="b" * 64)

@@ -23,6 +23,7 @@ from diffcf.cli import main
 from diffcf.commands.models import find_models
 from diffcf.counterfactuals import METHODS, Exemplars
 from diffcf.errors import CheckpointError, ConfigError
+from diffcf.generators.attributes import AttributeDirections
 from diffcf.options import ExplainOptions
 from diffcf.scans import read_scan
 from diffcf.weights import content_hash
@@ -65,8 +66,8 @@ def trained(tmp_path_factory) -> Any:
     patch.undo()
 
 
-def result(folder: Path, name: str) -> dict[str, Any]:
-    written = json.loads((folder / "runs" / "tiny" / "results" / f"{name}_tiny.json").read_text())
+def result(folder: Path, name: str, variant: str = "tiny") -> dict[str, Any]:
+    written = json.loads((folder / "runs" / "tiny" / "results" / f"{name}_{variant}.json").read_text())
     assert {"table", "command", "commit", "device", "seed", "data", "rows"} == set(written)
     return written
 
@@ -194,6 +195,71 @@ def test_indeterminate(trained) -> None:
     assert (trained[0] / "runs" / "tiny" / "figures" / "indeterminate_tiny.png").stat().st_size > 5000
 
 
+@pytest.fixture(scope="module")
+def attributes(trained) -> Any:
+    return run("train", "attributes")
+
+
+def test_attribute_directions_are_fitted(attributes, capsys) -> None:
+    assert attributes.card.names == ["column", "row"]
+    assert attributes.card.about["read"]["column"] > 0.5
+    assert attributes.card.about["scans"] == 60
+    assert AttributeDirections.load("runs/tiny/attributes/attributes").card == attributes.card
+    for names, says in (("[colour]", "in no manifest; there are column, row"), ("[column, gone]", "gone")):
+        with pytest.raises(ConfigError, match=says):
+            run("train", "attributes", "--names", names)
+
+
+def test_introspection(attributes, trained) -> None:
+    run("evaluation", "introspection")
+    free, frozen = result(trained[0], "introspection")["rows"]
+    assert [(row["frozen"], row["default"], row["n"]) for row in (free, frozen)] == [
+        ("none", True, 4),
+        ("column", False, 4),
+    ]
+    assert 0 <= free["top"] <= free["top3"] <= 1
+    assert frozen["top"] is None
+    assert frozen["changed"] <= 1
+    assert frozen["first"].startswith(("row", "none"))
+    rows = result(trained[0], "introspection", "tiny_frequency")["rows"]
+    assert len(rows) == 2 * 2
+    for row in rows:
+        assert row["changes"] == pytest.approx(row["up"] + row["down"])
+    right = next(row for row in rows if (row["direction"], row["attribute"]) == ("left to right", "column"))
+    assert 1 < right["in_data"] < 2.5  # spreads: the columns of both classes hardly meet
+    [typical] = result(trained[0], "introspection", "tiny_typicality")["rows"]
+    assert -1 <= typical["score"] <= 1
+    assert (trained[0] / "runs" / "tiny" / "figures" / "introspection_tiny.png").stat().st_size > 5000
+
+
+def test_explain_in_attribute_space(attributes, trained) -> None:
+    command = [
+        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae", "--scan",
+        "runs/tiny/data/4.npz", "--method", "attributes", "--attributes", "runs/tiny/attributes/attributes",
+        "--freeze", "column", "--steps", "3", "--out", "by-attributes",
+    ]  # fmt: skip
+    assert main(command) in (0, 10, 11, 12)
+    said = json.loads(Path("by-attributes/explanation.json").read_text())
+    assert {changed["name"] for changed in said["attributes"]} <= {"row"}
+    assert said["provenance"]["method"]["name"] == "Attributes"
+    assert said["provenance"]["method"]["frozen"] == ["column"]
+
+
+@pytest.mark.parametrize(
+    ("freeze", "says"),
+    [("colour,row", "colour do not exist; these directions have column, row"), ("column,row", "Free at least one")],
+)
+def test_what_cannot_be_frozen_is_refused(attributes, trained, capsys, freeze: str, says: str) -> None:
+    command = [
+        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae", "--scan",
+        "runs/tiny/data/4.npz", "--method", "attributes", "--attributes", "runs/tiny/attributes/attributes",
+        "--freeze", freeze, "--out", "none",
+    ]  # fmt: skip
+    assert main(command) == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+    assert not Path("none").exists()
+
+
 def test_what_is_out_of_distribution(trained) -> None:
     other = trained[0] / "runs" / "tiny" / "other"
     other.mkdir()
@@ -223,7 +289,7 @@ def test_evaluation_configs_are_valid(path: Path, monkeypatch) -> None:
     script, _, name = path.stem.partition("_")
     config = auto_cli(load("evaluation", script).Config, as_positional=False, args=["--config", str(path)])
     assert config.name == name
-    assert config.split == "test"
+    assert getattr(config, "how", config).split == "test"
     assert config.data
 
 

@@ -1,0 +1,81 @@
+"""Pictures of searches: the way from an image to its answer in a row, what changed beside it (paper 002, Fig. 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from diffcf.counterfactuals import path
+
+if TYPE_CHECKING:
+    from asking import Asked
+    from matplotlib.axes import Axes
+
+SHOWN = 5  # points of a way, and attributes beside it
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row: what it shows, images "n h w" in [-1, 1], a word over each, and signed amounts for bars, largest first."""
+
+    label: str
+    images: np.ndarray
+    words: tuple[str, ...]
+    bars: dict[str, float] = field(default_factory=dict)
+
+
+def middle(images: torch.Tensor) -> np.ndarray:
+    """The middle slice of images "n s 1 h w", "n h w"."""
+    return rearrange(images[:, images.shape[1] // 2], "n 1 h w -> n h w").cpu().numpy()
+
+
+def strips(asked: Asked, index: Sequence[int], label: str, *, same: bool = False) -> list[Strip]:
+    """The way of scans `index` to their criticisms, or with `same` to their prototypes, and what changes most."""
+    found = asked.found(index, same=same)
+    points, names, made = path(found, SHOWN), asked.card().names, []
+    moved = found.end.semantic - found.ray.code.semantic
+    for i in range(len(index)):
+        target, way = int(found.target[i]), points[:, i]
+        order = moved[i].abs().argsort(descending=True)[:SHOWN].tolist()
+        words = tuple(f"{float(score):.2f}" for score in way.probability[:, target])
+        bars = {names[k]: float(moved[i, k]) for k in order if float(moved[i, k])}
+        made.append(Strip(f"{label}\nto {asked.classes[target]}", middle(way.image), words, bars))
+    return made
+
+
+def draw(rows: Sequence[Strip], place: Path) -> None:
+    """Write the rows as a PNG; bars in standard deviations, right for more and left for less."""
+    from matplotlib.figure import Figure
+
+    count, with_bars = max(len(row.images) for row in rows), any(row.bars for row in rows)
+    widths = [1.0] * count + [2.6] * with_bars
+    figure = Figure(figsize=(1.2 * sum(widths), 1.35 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), count + with_bars, squeeze=False, gridspec_kw={"width_ratios": widths})
+    for row, line in zip(rows, axes, strict=True):
+        for column in range(count):
+            line[column].set(xticks=[], yticks=[])
+            if column >= len(row.images):
+                line[column].axis("off")
+                continue
+            line[column].imshow(row.images[column], cmap="gray", vmin=-1, vmax=1)
+            line[column].set_title(row.words[column], fontsize=7)
+        line[0].set_ylabel(row.label, fontsize=7)
+        if with_bars:
+            _bars(line[-1], row.bars)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(place, dpi=100, metadata={"Software": None})
+
+
+def _bars(axis: Axes, bars: dict[str, float]) -> None:
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.set(yticks=range(SHOWN), ylim=(SHOWN - 0.4, -0.6), xlim=(-3, 3))
+    axis.set_yticklabels([*bars, *[""] * (SHOWN - len(bars))], fontsize=7)
+    axis.tick_params(labelsize=6, length=2)
+    axis.barh(range(len(bars)), list(bars.values()), color=["C0" if by > 0 else "C3" for by in bars.values()])
+    axis.axvline(0, color="black", linewidth=0.6)
