@@ -8,8 +8,8 @@ only x_T knows. `stability`: rank correlation of the |difference| maps of the sa
 two seeds). `diversity`: three answers, each searched away from the earlier ones: 1 - cosine of their changes, and the
 share that is reached. `randomisation` (Adebayo et al. 2018): |rank correlation| of the map for the trained black box
 with that for the same network with its weights drawn anew, and with that for another trained network. The search there
-asks no agent, which has learnt from the trained one, and asks the random network for `random_rise` more than it gives,
-since its scores hardly vary. Maps are averaged over `smooth` pixels first: of a sparse one most values are 0. Intervals
+asks no agent, which has learnt from the trained one. The scores of a random network hardly vary: they are stretched so
+that its log-odds have the mean and the spread of the trained one's, and both are asked for the same. Maps are averaged over `smooth` pixels first: of a sparse one most values are 0. Intervals
 resample patients.
 """
 
@@ -36,7 +36,6 @@ from diffcf.counterfactuals import (
     Latent,
     Method,
     Shift,
-    StepSearch,
     counterfactual,
     diverse,
 )
@@ -48,7 +47,7 @@ from diffcf.metrics.classification import auc, bootstrap_interval
 from diffcf.metrics.counterfactual import diversity, rank_correlation
 from diffcf.metrics.probes import composition, linear_probe
 from diffcf.training.command import run_script
-from diffcf.types import Code
+from diffcf.types import Candidate, Code, Scorer
 from diffcf.weights import part_of
 
 
@@ -64,7 +63,6 @@ class Config:
         without_agent: the method of the randomisation check.
         scans: at most so many of each class.
         read: at most so many scans of each class for the reader of codes.
-        random_rise: of the target's probability, asked of the random network.
         smooth: pixels a side over which maps are averaged.
         split: test, or val while something is still being chosen.
         batch: scans at once.
@@ -83,7 +81,6 @@ class Config:
     without_agent: Method = field(default_factory=Latent)
     scans: int = 10
     read: int = 150
-    random_rise: float = 0.02
     smooth: int = 5
     split: str = "test"
     batch: int = 16
@@ -175,12 +172,11 @@ def main(config: Config) -> list[dict[str, Any]]:
     def row(name: str, values: dict[str, Any]) -> dict[str, Any]:
         return {"method": name, "n": len(index), **mean_row(values, patients, resamples=config.resamples, seed=0)}
 
-    def search(method: Method, scorer: ImageScorer, probability: Tensor | None = None, seed: int | None = None) -> Any:
+    def search(method: Method, scorer: Scorer, seed: int | None = None) -> Any:
         space = generator if seed is None else Refreshed(generator, seed)
         parts = []
         for start in range(0, len(images), config.batch):
             span = slice(start, start + config.batch)
-            how = StepSearch() if probability is None else StepSearch(float(probability[span].mean()))
             parts.append(
                 counterfactual(
                     images[span],
@@ -189,7 +185,6 @@ def main(config: Config) -> list[dict[str, Any]]:
                     blackbox=scorer,
                     agent=agent if method is usual else None,
                     method=method,
-                    search=how,
                 )
             )
         reached = torch.cat([part.reachable for part in parts]).float().numpy()
@@ -215,8 +210,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     rows.append(row("three answers", {"diversity": diversity(changes).numpy(), "validity": valid.numpy()}))
 
     trained, _ = search(config.without_agent, scorers["trained"])
-    given = views["random"].softmax(1)[index, :].gather(1, rearrange(target, "n -> n 1")).squeeze(1)
-    drawn, moved = search(config.without_agent, scorers["random"], (given + config.random_rise).clamp(max=0.99))
+    stretched = Stretched(scorers["random"], views["random"], views["trained"])
+    drawn, moved = search(config.without_agent, stretched)
     twin, turned = search(config.without_agent, scorers["other"])
     for name, change, valid in (("random weights", drawn, moved), ("another trained network", twin, turned)):
         alike = rank_correlation(smoothed(trained, config.smooth), smoothed(change, config.smooth)).abs()
@@ -224,6 +219,25 @@ def main(config: Config) -> list[dict[str, Any]]:
     table = [{**common, **each} for each in rows]
     write_result(__file__, config, "Sanity of codes and maps", table)
     return table
+
+
+class Stretched:
+    """A scorer of two classes whose log-odds are brought to the mean and the spread of another's.
+
+    own, wanted: logits "n 2" of both on the same images.
+    """
+
+    def __init__(self, scorer: Scorer, own: Tensor, wanted: Tensor) -> None:
+        self.scorer = scorer
+        odds, asked = (logits[:, 1] - logits[:, 0] for logits in (own, wanted))
+        self.gain = float(asked.std() / odds.std())
+        self.offset = float(asked.mean()) - self.gain * float(odds.mean())
+
+    def __call__(self, candidate: Candidate) -> Tensor:
+        """Logits "b 2"."""
+        logits = self.scorer(candidate)
+        odds = self.gain * (logits[:, 1] - logits[:, 0]) + self.offset
+        return torch.stack([-odds / 2, odds / 2], 1)
 
 
 class Refreshed:
