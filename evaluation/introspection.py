@@ -85,8 +85,8 @@ def bias_row(queries: Sequence[Query], planted: str | None, config: Config) -> d
 
 def in_data(asked: Asked, name: str, spread: float, label: int, other: int) -> float:
     """By how many spreads the training scans of class `other` have more of an attribute than those of `label`."""
-    rows = [row for row in asked.manifest.split("train") if row.attributes.get(name) is not None]
-    means = [np.mean([row.attributes[name] for row in rows if row.label == k]) for k in (label, other)]
+    rated = [(row.label, row.attributes.get(name)) for row in asked.manifest.split("train")]
+    means = [np.mean([value for k, value in rated if value is not None and k == wanted]) for wanted in (label, other)]
     return float(means[1] - means[0]) / spread
 
 
@@ -141,7 +141,7 @@ def typicality_row(
         def rank(index: np.ndarray, values: np.ndarray = values) -> float:
             if not np.ptp(rankdata(values[index])) or not np.ptp(own[index]):
                 return float("nan")
-            return float(spearmanr(values[index], own[index]).statistic)
+            return float(np.asarray(spearmanr(values[index], own[index]))[0])
 
         low, high = bootstrap_interval(rank, groups=patients, resamples=config.resamples, seed=config.seed)
         row |= {name: rank(np.arange(len(own))), f"{name}_low": low, f"{name}_high": high}

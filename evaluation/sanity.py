@@ -9,8 +9,8 @@ two seeds). `diversity`: three answers, each searched away from the earlier ones
 share that is reached. `randomisation` (Adebayo et al. 2018): |rank correlation| of the map for the trained black box
 with that for the same network with its weights drawn anew, and with that for another trained network. The search there
 asks no agent, which has learnt from the trained one. The scores of a random network hardly vary: they are stretched so
-that its log-odds have the mean and the spread of the trained one's, and both are asked for the same. Maps are averaged over `smooth` pixels first: of a sparse one most values are 0. Intervals
-resample patients.
+that its log-odds have the mean and the spread of the trained one's, and both are asked for the same. Maps are averaged
+over `smooth` pixels first: of a sparse one most values are 0. Intervals resample patients.
 """
 
 from __future__ import annotations
