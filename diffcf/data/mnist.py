@@ -28,18 +28,20 @@ PARTS = {"train": "train", "t10k": "test"}
 Digits = tuple[np.ndarray, np.ndarray]  # uint8 images "n h w", labels "n"
 
 
-def read_idx(path: Path) -> np.ndarray:
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """An IDX file of unsigned bytes: magic 0 0 8 d, d sizes as big-endian int32, then the values; gzipped or not.
 
-    Errors: ConfigError where the file is no such thing, or shorter or longer than its header says.
+    Errors: ConfigError where the file is no such thing, has other dimensions (labels in place of images), or is shorter
+    or longer than its header says.
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"{path}: not readable as gzip ({error}); fetch it again.") from error
-    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise ConfigError(f"{path}: starts with {data[:4].hex(' ')}; an IDX file of bytes starts with 00 00 08.")
-    dimensions = data[3]
+    magic = bytes([0, 0, 8, dimensions])
+    if data[:4] != magic:
+        began = f"starts with {data[:4].hex(' ')}" if data else "is empty"
+        raise ConfigError(f"{path}: {began}; an IDX file of bytes in {dimensions}D starts with {magic.hex(' ')}.")
     header = 4 + 4 * dimensions
     shape = tuple(int(size) for size in np.frombuffer(data[4:header], ">i4")) if len(data) >= header else ()
     if len(shape) != dimensions or len(data) - header != int(np.prod(shape)):
@@ -54,10 +56,11 @@ def read_mnist(source: Path) -> dict[str, Digits]:
     """
     found = _read_npz(source) if source.suffix == ".npz" else _read_folder(source)
     for part, (images, labels) in found.items():
-        if images.ndim != 3 or labels.shape != images.shape[:1] or not len(labels) or int(labels.max()) > 9:
+        digits = labels.dtype.kind in "iu" and labels.size > 0 and labels.min() >= 0 and labels.max() <= 9
+        if images.dtype != np.uint8 or images.ndim != 3 or labels.shape != images.shape[:1] or not digits:
             raise ConfigError(
-                f"{source}: {part} holds images of shape {images.shape} and labels of shape {labels.shape}; expected "
-                "(n, rows, columns) and n digits from 0 to 9."
+                f"{source}: {part} holds images of shape {images.shape} ({images.dtype}) and labels of shape "
+                f"{labels.shape} ({labels.dtype}); expected (n, rows, columns) as bytes and n digits from 0 to 9."
             )
     return found
 
@@ -66,12 +69,12 @@ def _read_folder(folder: Path) -> dict[str, Digits]:
     found = {}
     for stem, part in PARTS.items():
         arrays = []
-        for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+        for kind, dimensions in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1)):
             names = (f"{stem}-{kind}", f"{stem}-{kind}.gz", f"{stem}-{kind.replace('-idx', '.idx')}")
             path = next((folder / name for name in names if (folder / name).is_file()), None)
             if path is None:
                 raise ConfigError(f"{folder} has no {names[0]} (nor {names[1]}); MNIST is four files of that kind.")
-            arrays.append(read_idx(path))
+            arrays.append(read_idx(path, dimensions))
         found[part] = (arrays[0], arrays[1])
     return found
 
@@ -80,7 +83,7 @@ def _read_npz(path: Path) -> dict[str, Digits]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {part: (stored[f"x_{part}"], stored[f"y_{part}"]) for part in PARTS.values()}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path}: no .npz with x_train, y_train, x_test and y_test ({error}).") from error
 
 
@@ -96,6 +99,8 @@ def write_mnist(source: str | Path, out: str | Path, counts: dict[Split, int], s
     source, out = Path(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not an empty folder; name another one, or remove it first.")
+    if min(*counts.values(), seed) < 0:
+        raise ConfigError(f"images a digit {counts}, seed {seed}: expected no number below 0; 0 images takes all.")
     digits = read_mnist(source)
     chosen = _choose({part: labels for part, (_, labels) in digits.items()}, counts, seed)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")

@@ -69,6 +69,9 @@ def test_the_npz_gives_the_same(digits, folder, tmp_path) -> None:
     [
         ("train-images-idx3-ubyte", b"\x00\x00\x0d\x03" + bytes(12), "starts with 00 00 0d 03"),
         ("train-images-idx3-ubyte", idx(np.zeros((60, 28, 28), np.uint8))[:-5], "cut off"),
+        ("train-images-idx3-ubyte", idx(np.zeros((60, 28, 28), np.uint8)) + b"\x00", "cut off or damaged"),
+        ("train-labels-idx1-ubyte", idx(np.zeros((60, 28, 28), np.uint8)), "train-labels-idx1-ubyte: starts with"),
+        ("train-labels-idx1-ubyte", b"", "train-labels-idx1-ubyte: is empty"),
         ("train-labels-idx1-ubyte", idx(np.zeros(59, np.uint8)), "59"),
         ("train-labels-idx1-ubyte", idx(np.full(60, 11, np.uint8)), "digits from 0 to 9"),
         ("t10k-labels-idx1-ubyte", None, "has no t10k-labels-idx1-ubyte"),
@@ -92,6 +95,42 @@ def test_more_than_there_are_and_a_folder_in_use(folder, tmp_path) -> None:
         mnist.write_mnist(folder, tmp_path / "out", {"train": 7, "val": 1, "test": 1})
     with pytest.raises(ConfigError, match="not an empty folder"):
         mnist.write_mnist(folder, folder, {"train": 1, "val": 1, "test": 1})
-    np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(ConfigError, match=r"no \.npz with x_train"):
+    with pytest.raises(ConfigError, match="expected no number below 0"):
+        mnist.write_mnist(folder, tmp_path / "out", {"train": -1, "val": 1, "test": 1})
+    with pytest.raises(ConfigError, match="seed -1"):
+        mnist.write_mnist(folder, tmp_path / "out", {"train": 1, "val": 1, "test": 1}, seed=-1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"x_train": np.zeros((20, 28, 28))}, r"images of shape \(20, 28, 28\) \(float64\)"),
+        ({"y_train": np.repeat(np.arange(10.0), 2)}, r"labels of shape \(20,\) \(float64\)"),
+        ({"y_test": np.repeat(np.arange(-1, 9), 2)}, "test holds .* n digits from 0 to 9"),
+        ({"y_train": np.array([None] * 20)}, r"no \.npz with x_train"),  # pickled: never read
+        ({"y_test": None}, r"no \.npz with x_train"),
+    ],
+)
+def test_an_npz_of_other_arrays_is_refused(tmp_path, changed, says) -> None:
+    images, labels = np.zeros((20, 28, 28), np.uint8), np.repeat(np.arange(10), 2)
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels} | changed
+    np.savez(tmp_path / "other.npz", **{name: array for name, array in arrays.items() if array is not None})
+    with pytest.raises(ConfigError, match=says):
         mnist.read_mnist(tmp_path / "other.npz")
+
+
+def test_an_array_that_is_called_npz_is_refused(tmp_path) -> None:
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(ConfigError, match=r"no \.npz with x_train"):
+        mnist.read_mnist(tmp_path / "one.npz")
+
+
+def test_the_real_digits_are_as_many_as_published(data_root) -> None:
+    found = mnist.read_mnist(data_root / "mnist" / "mnist.npz")
+    counts = {part: np.bincount(labels).tolist() for part, (_, labels) in found.items()}
+    assert counts == {
+        "train": [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+        "test": [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
+    }
