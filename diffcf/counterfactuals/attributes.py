@@ -61,7 +61,8 @@ class Attributes(Method):
             high=high,
         )
         found = self.solver(objective, self._start(objective), ray.recorder())
-        return Proposal(found.value - origin, ray.glimpse_at)
+        # Beyond its own point the line leaves the range.
+        return Proposal(found.value - origin, ray.glimpse_at, longest=1.0)
 
     @torch.no_grad()
     def _start(self, objective: Objective) -> Tensor:

@@ -6,6 +6,7 @@ A method proposes a direction in the code of each sample, "z plus this is an ans
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -34,13 +35,15 @@ class Proposal:
     direction: "b ..." like the code. cheap: (sample indices "m", steps "m") -> probabilities "m k" on the line that
     cost little; the line search starts where they cross, and at step 1 where there are none. whole: an answer as it
     stands: where its own point (step 1) reaches the probability, the line search does not come back from there.
-    carried: the share of every pixel's change that is carried, "b s c h w", in place of the method's gate.
+    carried: the share of every pixel's change that is carried, "b s c h w", in place of the method's gate. longest: the
+    largest step at which the line is still meant.
     """
 
     direction: Tensor
     cheap: ProbabilitiesAt | None
     whole: bool = False
     carried: Tensor | None = None
+    longest: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,8 @@ def counterfactual(
     if proposal.carried is not None:
         ray.restrict(proposal.carried)
     # A whole proposal is an answer as it stands: the first point that reaches the probability is taken.
-    how = replace(search, tolerance=1.0) if proposal.whole else search
+    how = replace(search, longest=min(search.longest, proposal.longest))
+    how = replace(how, tolerance=1.0) if proposal.whole else how
     end, found = walk(ray, target, how, None if proposal.whole else proposal.cheap, sign=1)
     return Counterfactuals(ray, target, ray.start, end, found, search, proposal, shown)
 
