@@ -129,6 +129,7 @@ class AttributesCard:
 
 
 Card = TypeVar("Card")
+CARDS = (ClassifierCard, GeneratorCard, AgentCard, OneStepCard, AttributesCard)
 
 
 def parse_card(kind: type[Card], data: Mapping[str, Any], source: str) -> Card:
@@ -143,7 +144,7 @@ def parse_card(kind: type[Card], data: Mapping[str, Any], source: str) -> Card:
     try:
         return parser.instantiate(parser.parse_object({"card": dict(data)}))["card"]
     except Exception as error:  # jsonargparse raises several kinds
-        likely = [other for other in (ClassifierCard, GeneratorCard, AgentCard, OneStepCard) if _fits(other, data)]
+        likely = [other for other in CARDS if _fits(other, data)]
         mistaken = likely and kind not in likely
         hint = f"It looks like a {likely[0].__name__}: another model's folder? " if mistaken else ""
         hint += "Put yes, no, on and off in quotes: they are not text in YAML. " if "Got value: " in str(error) else ""

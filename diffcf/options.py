@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
-MethodName = Literal["agent", "attributes", "exemplar", "joint", "latent", "latent-shift", "minimal", "pixels"]
-
 
 def option(kind: Any, help: str, default: Any = MISSING, metavar: str | None = None) -> Any:
     """A field with what the parser needs: its type, its help and the name of its value; required without a default."""

@@ -59,9 +59,8 @@ def judges_of(
         return judge
 
     def read(images: torch.Tensor) -> torch.Tensor:
-        window = preparation.window
         assert symbol is not None
-        hu = (window.centre + images[:, :, 0] * window.width / 2).cpu().numpy()
+        hu = preparation.window.to_hu(images[:, :, 0].cpu().numpy())
         return torch.tensor([read_symbol(volume, symbol) for volume in hu])
 
     decide = by(explainer.blackbox)
@@ -87,5 +86,5 @@ def judged_by(judge: Judge | None, factual: torch.Tensor, edited: torch.Tensor, 
 
 def legible(images: torch.Tensor, symbol: Shortcut, window: Window) -> torch.Tensor:
     """Which images "n s c h w" show their symbol, bool "n": in the window it stands out from what it lies on."""
-    hu = (window.centre + images[:, :, 0] * window.width / 2).cpu().numpy()
+    hu = window.to_hu(images[:, :, 0].cpu().numpy())
     return torch.tensor([symbol_contrast(volume, symbol) > LEGIBLE * window.width for volume in hu])

@@ -170,7 +170,11 @@ def main(config: Config) -> list[dict[str, Any]]:
     common = {"data": config.name, "split": config.split, "default": False}
 
     def row(name: str, values: dict[str, Any]) -> dict[str, Any]:
-        return {"method": name, "n": len(index), **mean_row(values, patients, resamples=config.resamples, seed=0)}
+        return {
+            "method": name,
+            "n": len(index),
+            **mean_row(values, patients, resamples=config.resamples, seed=config.seed),
+        }
 
     def search(method: Method, scorer: Scorer, seed: int | None = None) -> Any:
         space = generator if seed is None else Refreshed(generator, seed)

@@ -48,7 +48,7 @@ class Attributes(Method):
     def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
         """The solution less the scan's own amounts."""
         origin, loss = ray.code.semantic, Loss("margin", max(self.asked, search.probability))
-        card = AttributeDirections.load(self.attributes).without(self.frozen).card
+        card = ray.generator.directions.card
         low, high = (torch.tensor(ends).to(origin) for ends in (card.low, card.high))
         # A scan whose own amounts are read outside the range stays where it is, and comes back at most.
         low, high = torch.minimum(origin, low), torch.maximum(origin, high)

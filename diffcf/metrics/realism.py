@@ -7,7 +7,7 @@ a counterfactual keeps most of its own factual image and would be near it whatev
 from __future__ import annotations
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -105,7 +105,7 @@ class KernelDistance(Metric):
 
     def update(self, features: Tensor, real: bool) -> None:
         """Add features of made or of real images."""
-        (self.real if real else self.made).append(rearrange(features, "n d -> n d"))  # type: ignore[union-attr]
+        (self.real if real else self.made).append(features)  # type: ignore[union-attr]
 
     def compute(self) -> Tensor:
         """The distance between all features so far."""
