@@ -15,10 +15,15 @@ from diffcf.errors import ConfigError
 def check_free(folder: Path, ours: Sequence[str], *, overwrite: bool = False) -> None:
     """Refuse a folder that holds something; with `overwrite`, only what is not wholly an earlier result.
 
-    ours: globs of the files that a result consists of, first the one that no result is without.
+    ours: globs of the files that a result consists of, first the one that no result is without; none for what is never
+    replaced, a data set.
 
     Errors: ConfigError.
     """
+    if not ours:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder} is not an empty folder; name another one, or remove it first.")
+        return
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give the name of a folder that is new or empty.")
     if not folder.is_dir() or not any(folder.iterdir()):

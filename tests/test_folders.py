@@ -86,3 +86,14 @@ def test_a_place_where_no_folder_can_be(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be made"), whole_folder(tmp_path / "file" / "out", OURS):
         pytest.fail("the block ran")
+
+
+def test_what_is_never_replaced_says_so(tmp_path):
+    out = tmp_path / "set"
+    with whole_folder(out, ()) as folder:
+        fill(folder)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="not an empty folder"), whole_folder(out, (), overwrite=overwrite):
+            pytest.fail("the block ran")
+    with pytest.raises(ConfigError, match="not an empty folder"), whole_folder(out / MARKER, ()):
+        pytest.fail("the block ran")

@@ -13,8 +13,6 @@ them are (of equally many, to the later of train, val and test), and the command
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from diffcf.data.manifest import SPLITS, Manifest, ManifestRow, Split
 from diffcf.errors import ConfigError, DiffcfError
+from diffcf.folders import whole_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -136,32 +135,23 @@ def write_celeba(
     partition or nobody's where there are identities, and a folder that is not empty.
     """
     source, out = Path(source), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is not an empty folder; name another one, or remove it first.")
     if size < 1 or count < 0:
         raise ConfigError(f"size {size}, count {count}: expected at least 1 pixel, and 0 (all) or more pictures.")
-    attributes = read_attributes(source / "list_attr_celeba.txt")
-    partition = read_pairs(source / "list_eval_partition.txt")
-    people = source / "identity_CelebA.txt"
-    identity = read_pairs(people) if people.is_file() else {}
-    names = next(iter(attributes.values()), {})
-    if label not in names:
-        raise ConfigError(f"there is no attribute {label!r}; there are {', '.join(names)}.")
-    _refuse_unlisted(attributes, partition, source / "list_eval_partition.txt")
-    if people.is_file():
-        _refuse_unlisted(attributes, identity, people)
-    splits, moved = splits_of({picture: partition[picture] for picture in attributes}, identity)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    taken: Counter[str] = Counter()
-    try:
-        (temporary / "images").mkdir(parents=True)
+    with whole_folder(out, ()) as folder:
+        attributes = read_attributes(source / "list_attr_celeba.txt")
+        splits, identity, moved = _placed(source, attributes)
+        names = next(iter(attributes.values()))
+        if label not in names:
+            raise ConfigError(f"there is no attribute {label!r}; there are {', '.join(names)}.")
+        (folder / "images").mkdir()
+        taken: Counter[str] = Counter()
         rows = []
         for picture, values in attributes.items():
             split = splits[picture]
             if count and taken[split] >= count:
                 continue
             taken[split] += 1
-            path = temporary / "images" / f"{Path(picture).stem}.png"
+            path = folder / "images" / f"{Path(picture).stem}.png"
             grey_square(source / "img_align_celeba" / picture, size).save(path)
             rows.append(
                 ManifestRow(
@@ -172,13 +162,20 @@ def write_celeba(
                     attributes={name: float(value) for name, value in values.items()},
                 )
             )
-        Manifest(rows, str(out)).write(temporary / "manifest.csv")
-        if out.exists():
-            out.rmdir()
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        Manifest(rows, str(out)).write(folder / "manifest.csv")
     return Manifest.read(out / "manifest.csv"), moved
+
+
+def _placed(source: Path, pictures: Iterable[str]) -> tuple[dict[str, Split], dict[str, str], int]:
+    """The split and the person of every picture (nobody where identities are not known), and how many were moved."""
+    partition = read_pairs(source / "list_eval_partition.txt")
+    _refuse_unlisted(pictures, partition, source / "list_eval_partition.txt")
+    people, identity = source / "identity_CelebA.txt", {}
+    if people.is_file():
+        identity = read_pairs(people)
+        _refuse_unlisted(pictures, identity, people)
+    splits, moved = splits_of({picture: partition[picture] for picture in pictures}, identity)
+    return splits, identity, moved
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import os
-import shutil
 import sys
 import zipfile
 import zlib
@@ -23,6 +21,7 @@ import numpy as np
 
 from diffcf.data.manifest import SPLITS, Manifest, ManifestRow, Split
 from diffcf.errors import ConfigError, DiffcfError
+from diffcf.folders import whole_folder
 
 PARTS = {"train": "train", "t10k": "test"}
 Digits = tuple[np.ndarray, np.ndarray]  # uint8 images "n h w", labels "n"
@@ -97,27 +96,19 @@ def write_mnist(source: str | Path, out: str | Path, counts: dict[Split, int], s
     from PIL import Image
 
     source, out = Path(source), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is not an empty folder; name another one, or remove it first.")
     if min(*counts.values(), seed) < 0:
         raise ConfigError(f"images a digit {counts}, seed {seed}: expected no number below 0; 0 images takes all.")
-    digits = read_mnist(source)
-    chosen = _choose({part: labels for part, (_, labels) in digits.items()}, counts, seed)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with whole_folder(out, ()) as folder:
+        digits = read_mnist(source)
+        chosen = _choose({part: labels for part, (_, labels) in digits.items()}, counts, seed)
+        (folder / "images").mkdir()
         rows = []
         for split, part, index in chosen:
             images, labels = digits[part]
-            path = temporary / "images" / f"{part}-{index:05d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path = folder / "images" / f"{part}-{index:05d}.png"
             Image.fromarray(np.ascontiguousarray(images[index])).save(path)
             rows.append(ManifestRow(path=path, patient=path.stem, label=int(labels[index]), split=split))
-        Manifest(rows, str(out)).write(temporary / "manifest.csv")
-        if out.exists():
-            out.rmdir()
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        Manifest(rows, str(out)).write(folder / "manifest.csv")
     return Manifest.read(out / "manifest.csv")
 
 

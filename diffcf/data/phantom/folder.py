@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,6 +15,7 @@ from diffcf.data.phantom.nodule import DRAWN, nodule_scene
 from diffcf.data.phantom.scene import Scene
 from diffcf.data.phantom.shortcut import Shortcut
 from diffcf.errors import ConfigError
+from diffcf.folders import whole_folder
 from diffcf.scans.write import write_nifti
 
 Kind = Literal["fibrosis", "nodule", "territory"]
@@ -73,9 +72,6 @@ def write_scenes(wanted: PhantomSet, out: str | Path) -> Manifest:
     from rich.console import Console
     from rich.progress import track
 
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is not an empty folder; name another one, or remove it first.")
     if not 1 <= wanted.count <= SEEDS or wanted.scans_per_patient < 1:
         raise ConfigError(
             f"{wanted.count} scene(s), {wanted.scans_per_patient} a patient: expected 1 to {SEEDS}, and at least 1."
@@ -90,18 +86,10 @@ def write_scenes(wanted: PhantomSet, out: str | Path) -> Manifest:
         raise ConfigError(
             f"label {wanted.label!r}: expected disease, mark, or for nodules an attribute: {', '.join(DRAWN)}."
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with whole_folder(Path(out), ()) as folder:
         steps = track(range(wanted.count), description=wanted.kind, console=Console(stderr=True), transient=True)
-        manifest = Manifest([_write(wanted, index, temporary) for index in steps], str(out))
-        manifest.write(temporary / "manifest.csv")
-        if out.exists():
-            out.rmdir()  # empty, as checked: some systems do not rename onto a folder
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return Manifest.read(out / "manifest.csv")
+        Manifest([_write(wanted, index, folder) for index in steps], str(out)).write(folder / "manifest.csv")
+    return Manifest.read(Path(out) / "manifest.csv")
 
 
 def _write(wanted: PhantomSet, index: int, folder: Path) -> ManifestRow:
