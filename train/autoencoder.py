@@ -8,7 +8,6 @@ averaged weights are written to OUT/generator at every validation, and the trust
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from diffcf.cards import GeneratorCard, Preparation
@@ -28,9 +26,10 @@ from diffcf.errors import ConfigError
 from diffcf.generators.autoencoder import ConvAutoencoder
 from diffcf.generators.generator import SliceWise, load_generator, save_generator
 from diffcf.metrics.images import psnr, ssim
+from diffcf.training import loop
 from diffcf.training.command import command_line, run_script
 from diffcf.training.keyed import Order, turns_for
-from diffcf.training.run import Plan, Run, settings
+from diffcf.training.run import Run, settings
 from diffcf.trust import FEWEST_HELD_OUT, fit_trust
 
 # What a resumed run may change.
@@ -127,46 +126,21 @@ def main(config: Config) -> dict[str, float]:
     about = {"data": config.data, "terms": config.terms, "command": command, "seed": config.seed}
     card = GeneratorCard(config.preparation, trust="trust.safetensors" if judged else None, about=about)
     model.to(device)  # pyright: ignore[reportArgumentType]
-    averaged = copy.deepcopy(model)
-    plan = Plan(config.learning_rate, config.steps, config.warmup, config.cooldown)
     adam = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
     run = Run(config.out / "checkpoints", model, adam, config.ema, settings(config, FREE))
-    start = run.resume()
-    if start:
-        console.print(f"resumed at step {start}")
-    module, optimiser = accelerator.prepare(ReconstructionLoss(model, config.loss), adam)
-    accelerator.init_trackers("logs")
     order = Order(len(train), config.batch, config.seed)
-    figures: dict[str, float] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("autoencoder", total=config.steps, completed=start)
-        for step in range(start, config.steps):
-            positions = order.at(step, rank, world)
-            index = train.indices[positions].tolist()
-            turns = turns_for(index, config.seed, step, KINDS[config.views])
-            lr = plan.apply(adam, step)
-            value = module(view(train.images[positions], turns).to(device))
-            accelerator.backward(value)
-            accelerator.clip_grad_norm_(run.weights, config.clip)
-            optimiser.step()
-            optimiser.zero_grad()
-            run.ema.step(run.weights)
-            done = step + 1
-            mean = float(accelerator.reduce(value.detach(), "mean"))  # type: ignore[arg-type]
-            if not math.isfinite(mean):
-                raise ConfigError(f"the loss is {mean} at step {done}; lower the learning rate or use precision 'no'.")
-            accelerator.log({"loss": mean, "learning_rate": lr}, step=done)
-            progress.update(task, advance=1, description=f"autoencoder: loss {mean:.5f}")
-            if (done % config.validate_every == 0 or done == config.steps) and accelerator.is_main_process:
-                run.ema.copy_to(averaged.parameters())
-                figures = judge(averaged, shown)
-                accelerator.log(figures, step=done)
-                save_generator(averaged, card, config.out / "generator", half=config.half)
-                said = ", ".join(f"{key} {number:.3f}" for key, number in figures.items())
-                console.print(f"step {done}: loss {mean:.5f}, {said}")
-            if (done % config.save_every == 0 or done == config.steps) and accelerator.is_main_process:
-                run.save(done)
+
+    def inputs(step: int) -> tuple[Tensor]:
+        positions = order.at(step, rank, world)
+        turns = turns_for(train.indices[positions].tolist(), config.seed, step, KINDS[config.views])
+        return (view(train.images[positions], turns).to(device),)
+
+    def validate(averaged: ConvAutoencoder, done: int) -> dict[str, float]:
+        save_generator(averaged, card, config.out / "generator", half=config.half)
+        return judge(averaged, shown)
+
+    loss = ReconstructionLoss(model, config.loss)
+    figures = loop.train(accelerator, run, loss, config, name="autoencoder", inputs=inputs, validate=validate)
     if accelerator.is_main_process and judged:
         lifted = SliceWise(load_generator(config.out / "generator"))
         fit_trust(lifted.to(device), scans["train"].images, scans["val"].images).save(config.out / "generator")

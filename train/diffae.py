@@ -9,7 +9,6 @@ TensorBoard: tensorboard --logdir OUT/logs.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from diffcf.cards import GeneratorCard, Preparation, Sampling
 from diffcf.data.dataset import ScanDataset, SliceDataset
@@ -27,10 +26,11 @@ from diffcf.data.views import KINDS, Views, view
 from diffcf.errors import ConfigError
 from diffcf.generators.diffae import DiffusionAutoencoder
 from diffcf.generators.generator import SliceWise, load_generator, save_generator
+from diffcf.training import loop
 from diffcf.training.command import command_line, run_script
 from diffcf.training.diffusion import DiffusionLoss, judge_reconstruction, picture_grid
 from diffcf.training.keyed import Order, noise_for, timesteps_for, turns_for
-from diffcf.training.run import Plan, Run, settings
+from diffcf.training.run import Run, settings
 from diffcf.trust import FEWEST_HELD_OUT, fit_trust
 
 # What a resumed run may change.
@@ -113,54 +113,28 @@ def main(config: Config) -> dict[str, float]:
     about = {"data": config.data, "terms": config.terms, "command": command, "seed": config.seed}
     card = GeneratorCard(config.preparation, config.sampling, "trust.safetensors" if judged else None, about)
     model.to(device)  # pyright: ignore[reportArgumentType]
-    averaged = copy.deepcopy(model)
-    plan = Plan(config.learning_rate, config.steps, config.warmup, config.cooldown)
     adam = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
     run = Run(config.out / "checkpoints", model, adam, config.ema, settings(config, FREE))
-    start = run.resume()
-    if start:
-        console.print(f"resumed at step {start}")
-    loss: Any = DiffusionLoss(model, config.loss)
-    module, optimiser = accelerator.prepare(torch.compile(loss) if config.compile else loss, adam)
-    accelerator.init_trackers("logs")
-
     order = Order(len(train), config.batch, config.seed)
-    figures: dict[str, float] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not accelerator.is_main_process) as progress:
-        task = progress.add_task("diffae", total=config.steps, completed=start)
-        for step in range(start, config.steps):
-            positions = order.at(step, rank, world)
-            index = train.indices[positions].tolist()
-            image = view(train.images[positions], turns_for(index, config.seed, step, KINDS[config.views])).to(device)
-            noise = noise_for(index, image.shape[1:], config.seed, step).to(device)
-            t = timesteps_for(index, model.schedule.timesteps, config.seed, step).to(device)
-            lr = plan.apply(adam, step)
-            value = module(image, t, noise)
-            accelerator.backward(value)
-            accelerator.clip_grad_norm_(run.weights, config.clip)
-            optimiser.step()
-            optimiser.zero_grad()
-            run.ema.step(run.weights)
-            done = step + 1
-            mean = float(accelerator.reduce(value.detach(), "mean"))  # type: ignore[arg-type]
-            if not math.isfinite(mean):
-                raise ConfigError(f"the loss is {mean} at step {done}; lower the learning rate or use precision 'no'.")
-            accelerator.log({"loss": mean, "learning_rate": lr}, step=done)
-            speed = (progress.tasks[0].speed or 0) * config.batch
-            progress.update(task, advance=1, description=f"diffae: loss {mean:.4f}, {speed:.0f} images/s")
-            if (done % config.validate_every == 0 or done == config.steps) and accelerator.is_main_process:
-                run.ema.copy_to(averaged.parameters())
-                made = judge_reconstruction(averaged, card, shown)
-                figures = made.figures
-                accelerator.log(figures, step=done)
-                writer: Any = accelerator.get_tracker("tensorboard", unwrap=True)
-                writer.add_image("reconstruction", picture_grid(shown, made).cpu(), done)
-                save_generator(averaged, card, config.out / "generator", half=config.half)
-                said = ", ".join(f"{key} {number:.3f}" for key, number in figures.items())
-                console.print(f"step {done}: loss {mean:.4f}, {said}")
-            if (done % config.save_every == 0 or done == config.steps) and accelerator.is_main_process:
-                run.save(done)
+
+    def inputs(step: int) -> tuple[Tensor, ...]:
+        positions = order.at(step, rank, world)
+        index = train.indices[positions].tolist()
+        image = view(train.images[positions], turns_for(index, config.seed, step, KINDS[config.views])).to(device)
+        noise = noise_for(index, image.shape[1:], config.seed, step).to(device)
+        return image, timesteps_for(index, model.schedule.timesteps, config.seed, step).to(device), noise
+
+    def validate(averaged: DiffusionAutoencoder, done: int) -> dict[str, float]:
+        made = judge_reconstruction(averaged, card, shown)
+        writer: Any = accelerator.get_tracker("tensorboard", unwrap=True)
+        writer.add_image("reconstruction", picture_grid(shown, made).cpu(), done)
+        save_generator(averaged, card, config.out / "generator", half=config.half)
+        return made.figures
+
+    loss = DiffusionLoss(model, config.loss)
+    figures = loop.train(
+        accelerator, run, loss, config, name="diffae", inputs=inputs, validate=validate, compile=config.compile
+    )
     if accelerator.is_main_process and judged:
         lifted = SliceWise(load_generator(config.out / "generator"))
         fit_trust(lifted.to(device), scans["train"].images, scans["val"].images).save(config.out / "generator")

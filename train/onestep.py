@@ -9,7 +9,6 @@ them. The final image of an explanation still comes from the full decoder.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +17,21 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
+from torch import Tensor
 
 from diffcf.cards import OneStepCard
 from diffcf.data.dataset import ScanDataset, SliceDataset
 from diffcf.data.manifest import Manifest
 from diffcf.data.views import KINDS, Views, view
-from diffcf.errors import ConfigError
 from diffcf.generators.generator import load_diffusion
 from diffcf.generators.onestep import OneStepDecoder, save_onestep
+from diffcf.training import loop
+from diffcf.training.checkpoint import newest_checkpoint
 from diffcf.training.command import command_line, run_script
 from diffcf.training.keyed import Order, turns_for
 from diffcf.training.onestep import CHUNK, Decodes, OneStepLoss, cached_decodes, judge_onestep, read_decodes
-from diffcf.training.run import Plan, Run, settings
+from diffcf.training.run import Run, settings
 from diffcf.weights import content_hash
 
 # What a resumed run may change.
@@ -90,9 +91,6 @@ class Config:
     seed: int = 0
 
 
-COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-
-
 def decodes_of(config: Config, accelerator: Accelerator, console: Console) -> dict[str, Decodes]:
     """The teacher's decodes of codes of the training and validation slices, computed or read."""
     teacher = load_diffusion(config.generator).to(accelerator.device)
@@ -106,7 +104,11 @@ def decodes_of(config: Config, accelerator: Accelerator, console: Console) -> di
         if split == "train":
             turns = turns_for(slices.indices[chosen].tolist(), config.seed, 0, KINDS[config.views])
             images = view(images, turns)
-        with torch.no_grad(), accelerator.autocast(), Progress(*COLUMNS, console=console, transient=True) as progress:
+        with (
+            torch.no_grad(),
+            accelerator.autocast(),
+            Progress(*loop.COLUMNS, console=console, transient=True) as progress,
+        ):
             parts = [teacher.encode_semantic(part.to(accelerator.device)) for part in slices.images.split(CHUNK)]
             chunks = cached_decodes(
                 teacher, content_hash(config.generator, "generator"), images, torch.cat(parts).float().cpu(),
@@ -129,49 +131,27 @@ def main(config: Config) -> dict[str, float]:
     train = sets["train"]
     generator = load_diffusion(config.generator)
     student = OneStepDecoder(generator.model).to(device)
-    averaged = copy.deepcopy(student)
-    plan = Plan(config.learning_rate, config.steps, config.warmup, config.cooldown)
     adam = torch.optim.AdamW(student.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
     run = Run(config.out / "checkpoints", student, adam, config.ema, settings(config, FREE))
-    start = run.resume()
-    if start:
-        console.print(f"resumed at step {start}")
-    else:
+    if newest_checkpoint(run.folder) is None:
         console.print("before:", {key: round(value, 2) for key, value in judge_onestep(student, sets["val"]).items()})
-    module, optimiser = accelerator.prepare(OneStepLoss(student), adam)
-    accelerator.init_trackers("logs")
     order = Order(len(train), min(config.batch, len(train)), config.seed)
-    figures: dict[str, float] = {}
-    with Progress(*COLUMNS, console=console, transient=True) as progress:
-        task = progress.add_task("onestep", total=config.steps, completed=start)
-        for step in range(start, config.steps):
-            index = order.at(step, rank, world)
-            lr = plan.apply(adam, step)
-            value = module(*(part[index].to(device) for part in (train.stochastic, train.semantic, train.image)))
-            accelerator.backward(value)
-            accelerator.clip_grad_norm_(run.weights, config.clip)
-            optimiser.step()
-            optimiser.zero_grad()
-            run.ema.step(run.weights)
-            done = step + 1
-            mean = float(accelerator.reduce(value.detach(), "mean"))  # type: ignore[arg-type]
-            if not math.isfinite(mean):
-                raise ConfigError(f"the loss is {mean} at step {done}; lower the learning rate or use precision 'no'.")
-            accelerator.log({"loss": mean, "learning_rate": lr}, step=done)
-            progress.update(task, advance=1, description=f"onestep: loss {mean:.5f}")
-            if (done % config.validate_every == 0 or done == config.steps) and accelerator.is_main_process:
-                run.ema.copy_to(averaged.parameters())
-                figures = judge_onestep(averaged, sets["val"])
-                accelerator.log(figures, step=done)
-                about = {"data": config.data, "terms": config.terms,
-                         "command": command_line(__file__, "accelerate launch"), "seed": config.seed, "steps": done,
-                         "validation": figures}  # fmt: skip
-                card = OneStepCard(content_hash(config.generator, "generator"), generator.sampling, about)
-                save_onestep(averaged, card, config.out / "onestep", half=config.half)
-                said = ", ".join(f"{key} {number:.2f}" for key, number in figures.items())
-                console.print(f"step {done}: loss {mean:.5f}, {said}")
-            if (done % config.save_every == 0 or done == config.steps) and accelerator.is_main_process:
-                run.save(done)
+    command = command_line(__file__, "accelerate launch")
+    about = {"data": config.data, "terms": config.terms, "command": command, "seed": config.seed}
+    teacher = content_hash(config.generator, "generator")
+
+    def inputs(step: int) -> tuple[Tensor, ...]:
+        index = order.at(step, rank, world)
+        return tuple(part[index].to(device) for part in (train.stochastic, train.semantic, train.image))
+
+    def validate(averaged: OneStepDecoder, done: int) -> dict[str, float]:
+        figures = judge_onestep(averaged, sets["val"])
+        card = OneStepCard(teacher, generator.sampling, {**about, "steps": done, "validation": figures})
+        save_onestep(averaged, card, config.out / "onestep", half=config.half)
+        return figures
+
+    loss = OneStepLoss(student)
+    figures = loop.train(accelerator, run, loss, config, name="onestep", inputs=inputs, validate=validate)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return figures
