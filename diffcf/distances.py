@@ -72,15 +72,16 @@ class GroupL1:
 
     def __call__(self, change: Tensor) -> Tensor:
         """Change "b ..." -> "b"."""
-        return _reduced(self._norms(change), "sum")
+        return _reduced(self.norms(change), "sum")
 
     def prox(self, change: Tensor, step: Tensor) -> Tensor:
         """The norm of every group towards 0 by step "b"."""
-        norms = self._norms(change)
+        norms = self.norms(change)
         return change * (1 - per_sample(step, change) / norms.clamp(min=torch.finfo(change.dtype).tiny)).clamp(min=0)
 
     @staticmethod
-    def _norms(change: Tensor) -> Tensor:
+    def norms(change: Tensor) -> Tensor:
+        """Of every group, "b s 1 h w"; of every entry where each is its own."""
         return torch.linalg.vector_norm(change, dim=2, keepdim=True) if change.ndim == 5 else change.abs()
 
 

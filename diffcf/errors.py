@@ -30,6 +30,12 @@ class CheckpointError(DiffcfError):
     exit_code = 4
 
 
+class ConvergenceError(DiffcfError):
+    """A computation that left the finite numbers, or a training that has collapsed and would be of no use."""
+
+    exit_code = 5
+
+
 # Exit codes of `diffcf explain` when the explanation was written but must not be taken at face value.
 EXIT_TRUST = 10  # a trust check failed
 EXIT_OUT_OF_DISTRIBUTION = 11  # the scan is unlike what the generator was trained on
