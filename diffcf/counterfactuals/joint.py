@@ -18,7 +18,7 @@ from diffcf.generators.joint import JointSpace
 
 @dataclass(frozen=True)
 class Joint(Method):
-    """Semantic code and x_T together, as the latent searches of papers 000 and 001 have it where x_T holds content.
+    """Semantic code and x_T together.
 
         argmin_(z', x_T')  loss(f(x')) + distance_weight * (|z' - z|_2^2 + |x_T' - x_T|_2^2) / 2
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from einops import einsum, pack, rearrange, unpack
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffcf.cards import AttributesCard, read_card, write_card
 from diffcf.errors import ConfigError
+from diffcf.generators.space import Space
 from diffcf.types import Code
 from diffcf.weights import read_tensors
 
@@ -127,27 +128,16 @@ class AttributeDirections:
         return cls(read_card(AttributesCard, Path(folder)), **read_tensors(Path(folder) / WEIGHTS))
 
 
-class AttributeSpace(nn.Module):
+class AttributeSpace(Space):
     """Scans "b s c h w" <-> Code(semantic "b k" = amounts in spreads, stochastic = what is held fixed, flattened).
 
     D'(a) = D(z + sum_k (a_k - a0_k) v_k, x_T), with z and x_T the scan's own codes and a0 the amounts read off z: at
-    a = a0 it is the plain decode. generator: a `SliceWise`. Differentiable in the amounts.
+    a = a0 it is the plain decode. Differentiable in the amounts.
     """
 
     def __init__(self, generator: Any, directions: AttributeDirections) -> None:
-        super().__init__()
-        self.generator, self.directions = generator, directions
-        self._shapes: list[Any] = []
-
-    @property
-    def card(self) -> Any:
-        """The generator's card."""
-        return self.generator.card
-
-    @property
-    def forwards(self) -> int:
-        """Network evaluations per slice so far."""
-        return self.generator.forwards
+        super().__init__(generator)
+        self.directions = directions
 
     def encode_semantic(self, image: Tensor) -> Tensor:
         """Amounts "b k" of scans "b s c h w"."""

@@ -1,41 +1,25 @@
 """Semantic and stochastic code as one variable: what a search can reach that may change x_T too.
 
-Most of a small lesion may live in x_T; an edit of the semantic code alone then cannot reach it (docs/searches.md).
+What only x_T knows, an edit of the semantic code alone cannot reach.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from einops import pack, unpack
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffcf.errors import ConfigError
+from diffcf.generators.space import Space
 from diffcf.types import Code
 
 
-class JointSpace(nn.Module):
+class JointSpace(Space):
     """Scans "b s c h w" <-> Code(semantic "b s n" = both codes of every slice flattened, no stochastic part).
 
     generator: a `SliceWise` whose codes have an x_T. `decode` is differentiable in both, through every sampling step;
     there is no preview, since one evaluation at the noisiest level says little about x_T. Both parts are in their own
     units, which for a standardised code and white noise are alike.
     """
-
-    def __init__(self, generator: Any) -> None:
-        super().__init__()
-        self.generator = generator
-        self._shapes: list[Any] = []
-
-    @property
-    def card(self) -> Any:
-        """The generator's card."""
-        return self.generator.card
-
-    @property
-    def forwards(self) -> int:
-        """Network evaluations per slice so far."""
-        return self.generator.forwards
 
     def encode_semantic(self, image: Tensor) -> Tensor:
         """Both codes of scans "b s c h w", "b s n"; x_T has to be inverted for it."""

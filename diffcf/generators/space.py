@@ -1,0 +1,31 @@
+"""What every way to see a generator's code differently shares: attributes as the code, both codes as one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from diffcf.cards import GeneratorCard
+
+
+class Space(nn.Module):
+    """A generator over another code. `encode` learns the shapes that `decode` needs to take that code apart.
+
+    generator: a `SliceWise`.
+    """
+
+    def __init__(self, generator: Any) -> None:
+        super().__init__()
+        self.generator = generator
+        self._shapes: list[Any] = []
+
+    @property
+    def card(self) -> GeneratorCard:
+        """The generator's card."""
+        return self.generator.card
+
+    @property
+    def forwards(self) -> int:
+        """Network evaluations per slice so far."""
+        return self.generator.forwards
