@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from common import first_of_each_class
 from rich.progress import track
 
 from diffcf.cards import AttributesCard
@@ -99,10 +100,7 @@ class Asked:
             parts = [blackbox(self.scorer.view(part.to(device))) for part in images.split(64)]  # type: ignore[misc]
         self.probability = torch.cat(parts).softmax(1).cpu()
         right = (self.probability.argmax(1) == self.scans.labels).nonzero().squeeze(1).tolist()
-        self.chosen: list[int] = []
-        for label in range(len(self.classes)):
-            of_class = [i for i in right if int(self.scans.labels[i]) == label]
-            self.chosen += of_class[: question.scans or len(of_class)]
+        self.chosen = first_of_each_class(self.scans.labels, right, question.scans)
         if not self.chosen:
             raise ConfigError(f"{case.classifier} classifies no scan of {case.manifest} correctly.")
 

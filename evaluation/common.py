@@ -1,4 +1,4 @@
-"""What every evaluation script ends with: a table on the console and `docs/results/NAME.json`."""
+"""What evaluation scripts share: which scans are looked at, and at the end a table and `docs/results/NAME.json`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from torch import Tensor
 
 from diffcf.metrics.classification import bootstrap_interval
 from diffcf.training.command import command_line
@@ -45,6 +46,27 @@ class Evaluation(Protocol):
     def out(self) -> Path:
         """Folder of the result."""
         ...
+
+
+def first_of_each_class(
+    labels: Tensor, among: Iterable[int], most: int = 0, patients: Sequence[str] | None = None
+) -> list[int]:
+    """Which scans are looked at: the first of each class, one class after the other.
+
+    labels: int "n". among: indices to choose from, in order, as of what the black box classifies correctly. most: at
+    most so many of each class; 0 takes all. patients: whose each scan is ("n"), for one scan a patient; whoever was
+    chosen for one class is not for a later one.
+    """
+    among = list(among)
+    chosen: list[int] = []
+    for label in sorted({int(labels[i]) for i in among}):
+        of_class = [i for i in among if int(labels[i]) == label]
+        if patients is not None:
+            known = {patients[i] for i in chosen}
+            first = {patients[i]: i for i in reversed(of_class)}
+            of_class = [i for i in of_class if first[patients[i]] == i and patients[i] not in known]
+        chosen += of_class[: most or len(of_class)]
+    return chosen
 
 
 def write_result(

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, mean_row, write_result
+from common import RESULTS, first_of_each_class, mean_row, write_result
 from judges import Judge, Judges, judged_by, judges_of, legible
 from realism import realism_row
 from rich.progress import track
@@ -176,10 +176,7 @@ def judge(explainer: Explainer, judges: Judges, scans: ScanDataset, config: Conf
     def probability(images: torch.Tensor) -> torch.Tensor:
         return explainer.blackbox(view(images)).softmax(1)
 
-    chosen: list[int] = []
-    for label in range(len(explainer.classes)):
-        of_class = [int(i) for i in right if int(scans.labels[i]) == label]
-        chosen += of_class[: config.scans or len(of_class)]
+    chosen = first_of_each_class(scans.labels, right.tolist(), config.scans)
     if not chosen:
         raise ConfigError("the black box classifies no scan correctly; check labels and class order.")
     found = []

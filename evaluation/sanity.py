@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, mean_row, write_result
+from common import RESULTS, first_of_each_class, mean_row, write_result
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,8 +61,8 @@ class Config:
         generator, classifier, agent: folders or bundled names.
         other: another trained classifier, for the randomisation check.
         without_agent: the method of the randomisation check.
-        scans: at most so many of each class.
-        read: at most so many scans of each class for the reader of codes.
+        scans: at most so many of each class; 0 takes all.
+        read: at most so many scans of each class for the reader of codes; 0 takes all.
         smooth: pixels a side over which maps are averaged.
         split: test, or val while something is still being chosen.
         batch: scans at once.
@@ -105,18 +105,13 @@ def smoothed(change: Tensor, side: int) -> Tensor:
     return rearrange(F.avg_pool2d(flat, side, 1, side // 2), "(n s) c h w -> n (s c h w)", s=change.shape[1])
 
 
-def balanced(scans: ScanDataset, most: int) -> list[int]:
-    """The first scans of each class."""
-    classes = sorted(set(scans.labels.tolist()))
-    return [i for k in classes for i in (scans.labels == k).nonzero().squeeze(1).tolist()[:most]]
-
-
 def leakage(generator: Any, sets: dict[str, ScanDataset], config: Config) -> list[dict[str, Any]]:
     """AUC of a linear reader on each part of the code."""
     codes: dict[str, dict[str, Tensor]] = {}
     labels: dict[str, Tensor] = {}
+    patients: dict[str, list[str]] = {}
     for split, scans in sets.items():
-        index = balanced(scans, config.read)
+        index = first_of_each_class(scans.labels, range(len(scans)), config.read)
         found = [generator.encode(part) for part in scans.images[index].split(config.batch)]
         x_t = [code.stochastic.flatten(1) for code in found if code.stochastic is not None]
         codes[split] = {
@@ -124,8 +119,8 @@ def leakage(generator: Any, sets: dict[str, ScanDataset], config: Config) -> lis
             "leakage: x_T": torch.cat(x_t),
         }
         labels[split] = scans.labels[index]
+        patients[split] = [scans.patients[i] for i in index]
     rows = []
-    patients = [sets["test"].patients[i] for i in balanced(sets["test"], config.read)]
     truth = labels["test"].numpy()
     for name in codes["train"]:
         scores = linear_probe(codes["train"][name], labels["train"], codes["test"][name]).numpy()
@@ -133,7 +128,7 @@ def leakage(generator: Any, sets: dict[str, ScanDataset], config: Config) -> lis
         def figure(index: np.ndarray, scores: np.ndarray = scores) -> float:
             return auc(scores[index], truth[index])
 
-        low, high = bootstrap_interval(figure, groups=patients, resamples=config.resamples, seed=config.seed)
+        low, high = bootstrap_interval(figure, groups=patients["test"], resamples=config.resamples, seed=config.seed)
         whole = figure(np.arange(len(truth)))
         rows.append({"method": name, "n": len(truth), "auc": whole, "auc_low": low, "auc_high": high})
     return rows
@@ -162,9 +157,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     }
     views = {name: torch.cat([box.classifier(box.view(part) if box.view else part) for part in scans.images.split(64)])
              for name, box in scorers.items()}  # fmt: skip
-    right = views["trained"].argmax(1) == scans.labels
-    chosen = [i for i in balanced(scans, len(scans)) if right[i]]
-    index = [i for k in (0, 1) for i in [i for i in chosen if scans.labels[i] == k][: config.scans]]
+    right = (views["trained"].argmax(1) == scans.labels) & (scans.labels < 2)  # the target is the other one of two
+    index = first_of_each_class(scans.labels, right.nonzero().squeeze(1).tolist(), config.scans)
     images, target = scans.images[index], 1 - scans.labels[index]
     patients: Sequence[str] = [scans.patients[i] for i in index]
     common = {"data": config.name, "split": config.split, "default": False}

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from common import RESULTS, mean_row, write_result
+from common import RESULTS, first_of_each_class, mean_row, write_result
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -160,14 +160,10 @@ def chosen_scans(scans: ScanDataset, blackbox: BlackBox, view: Callable[[Tensor]
     with torch.no_grad():
         said = torch.cat([blackbox(view(part.to(device))).argmax(1).cpu() for part in scans.images.split(64)])
     right = (said == scans.labels).nonzero().squeeze(1).tolist()
-    chosen: dict[str, int] = {}  # by patient
-    for k in range(len(blackbox.card.classes)):
-        of_class = {scans.patients[i]: i for i in reversed(right) if scans.labels[i] == k}
-        new = [patient for patient in sorted(of_class, key=of_class.__getitem__) if patient not in chosen]
-        chosen |= {patient: of_class[patient] for patient in new[:most]}
+    chosen = first_of_each_class(scans.labels, right, most, scans.patients)
     if not chosen:
         raise ConfigError("the black box classifies no scan correctly; check labels and class order.")
-    return list(chosen.values())
+    return chosen
 
 
 def figures_of(explanation: Explanation, mask: Tensor | None) -> dict[str, float]:

@@ -23,6 +23,24 @@ def common(monkeypatch: pytest.MonkeyPatch):
     return importlib.import_module("common")
 
 
+def test_the_first_of_each_class_are_chosen(common) -> None:
+    labels = torch.tensor([1, 0, 1, 0, 1, 0, 2])
+    everything = range(7)
+    assert common.first_of_each_class(labels, everything) == [1, 3, 5, 0, 2, 4, 6]
+    assert common.first_of_each_class(labels, everything, 2) == [1, 3, 0, 2, 6]
+    assert common.first_of_each_class(labels, [0, 3, 4, 5], 1) == [3, 0]  # of these only, and no class 2
+    assert common.first_of_each_class(labels, []) == []
+
+
+def test_each_patient_is_chosen_once(common) -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    patients = ["a", "a", "b", "b", "c", "c"]
+    assert common.first_of_each_class(labels, range(6), 2, patients) == [0, 2, 4]  # b is asked about class 0
+    # one of class 0, which is not b: the scan of b in class 1 is free, the second one of c is not
+    assert common.first_of_each_class(labels, range(6), 1, patients) == [0, 3]
+    assert common.first_of_each_class(labels, [1, 2, 5], 0, patients) == [1, 2, 5]
+
+
 def test_a_result_is_written_and_printed(common, tmp_path: Path) -> None:
     rows = [
         {"method": "L1", "n": 12, "default": True, "auc": np.float32(0.987654321), "auc_low": 0.9, "auc_high": 1.0},
