@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -69,26 +67,22 @@ class LinearBlackBox(nn.Module):
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def script(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, its models and images replaced by known ones; `script.generator` and `.blackbox` are what it gets."""
-    spec = importlib.util.spec_from_file_location("train_agent", ROOT / "train" / "agent.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "train_agent", module)
-    spec.loader.exec_module(module)
-    module.generator, module.blackbox = LinearGenerator(), LinearBlackBox()
+    script.generator, script.blackbox = LinearGenerator(), LinearBlackBox()
     pixels = torch.rand(120, SLICES, 1, SIZE, SIZE) * 2 - 1
-    monkeypatch.setattr(module, "load_generator", lambda name, **options: name)
-    monkeypatch.setattr(module, "SliceWise", lambda generator: module.generator)
-    monkeypatch.setattr(module, "load_blackbox", lambda name: module.blackbox)
-    monkeypatch.setattr(module, "content_hash", lambda name, part: f"hash of {name}")
+    monkeypatch.setattr(script, "load_generator", lambda name, **options: name)
+    monkeypatch.setattr(script, "SliceWise", lambda generator: script.generator)
+    monkeypatch.setattr(script, "load_blackbox", lambda name: script.blackbox)
+    monkeypatch.setattr(script, "content_hash", lambda name, part: f"hash of {name}")
     monkeypatch.setattr(
-        module,
+        script,
         "ScanDataset",
         lambda manifest, preparation, split: SimpleNamespace(
             images=torch.stack([pixels[int(row.path.stem)] for row in manifest.split(split)])
         ),
     )
-    return module
+    return script
 
 
 def write_manifest(folder: Path, name: str = "manifest.csv", patients: str = "p", rows: range = range(120)) -> Path:

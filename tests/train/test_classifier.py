@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -26,15 +24,6 @@ from diffcf.training.classification import Augmentation
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted([*(ROOT / "configs" / "classifier").glob("*.yaml"), ROOT / "configs/tiny/classifier.yaml"])
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_classifier", ROOT / "train" / "classifier.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_classifier"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 from tiny_data import write_tiny_data
 from tiny_generator import SIZE, tiny
@@ -14,17 +10,6 @@ from diffcf.cards import GeneratorCard, Preparation, Sampling
 from diffcf.errors import ConfigError
 from diffcf.generators.generator import load_generator, save_generator
 from diffcf.trust import TrustStatistics
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("train_trust", ROOT / "train" / "trust.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "train_trust", module)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_statistics_are_written_beside_the_generator_and_named_in_its_card(script, tmp_path):
