@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -54,15 +56,23 @@ def test_a_prototype_that_is_one_already_stays(make_world) -> None:
     assert not found.difference.any()
 
 
-def test_answers_differ_and_each_is_one(make_world) -> None:
-    world = make_world(side=4, gain=8.0)
+def alike(answers) -> torch.Tensor:
+    """Cosines of the directions of three answers, "pairs b"."""
+    first, second, third = (found.proposal.direction.flatten(1) for found in answers)
+    return torch.stack([F.cosine_similarity(*pair) for pair in ((first, second), (first, third), (second, third))])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_answers_differ_and_each_is_one(make_world, seed: int) -> None:
+    world = make_world(seed=seed)
     target = 1 - world.blackbox(world.image).argmax(1)
+    same = diverse(world.image, target, count=3, **how(world, replace(LATENT, other_weight=0.0)))
+    assert (alike(same) > 0.999).all()  # nothing else drives answers apart
     answers = diverse(world.image, target, count=3, **how(world, LATENT))
     assert all(bool(found.reachable.all()) for found in answers)
-    directions = [found.proposal.direction.flatten(1) for found in answers]
-    for first in range(3):
-        for second in range(first + 1, 3):
-            assert float(F.cosine_similarity(directions[first], directions[second]).abs().max()) < 0.999
+    # Over seeds 0 to 59 the mean is 0.51 to 0.55, and no two answers to an image are above 0.943.
+    assert alike(answers).mean() < 0.6
+    assert (alike(answers).abs() < 0.96).all()
     again = counterfactual(world.image, target, **how(world, LATENT))
     torch.testing.assert_close(again.proposal.direction, answers[0].proposal.direction)
 
