@@ -32,6 +32,15 @@ from diffcf.implicit.problem import Linearised, Problem
 from diffcf.implicit.solvers import InnerSolver, SubgradientSteps, run
 
 Method = Literal["gauss_newton", "woodbury", "cg", "minres", "neumann", "jacobian_free", "dense", "torchopt"]
+# The same words every time, so that Python shows each once; the figures are in the report.
+FAR = (
+    "implicit gradients are taken far from a stationary point (Report.stationarity): give the inner solver more steps, "
+    "or a larger distance_weight."
+)
+INDEFINITE = (
+    "the Hessian is indefinite for some samples (Report.indefinite), so that their implicit gradients may point the "
+    "wrong way; use method='gauss_newton' or a larger distance_weight."
+)
 DENSE_LIMIT = 4096  # coordinates a sample of an explicit Hessian
 
 
@@ -39,8 +48,9 @@ DENSE_LIMIT = 4096  # coordinates a sample of an explicit Hessian
 class Report:
     """What the backward pass of `Implicit` found, per sample "b"; None before it ran, and for other adjoints.
 
-    stationarity: |residual of T| by |gradient of its fit| at u*; the theorem needs 0. linear_residual: of the system
-    that was solved. indefinite: a direction of negative curvature was met, so that u* is no minimum of T there.
+    stationarity: |gradient of T| by the sum of the sizes of its two parts, at u*; the theorem needs 0.
+    linear_residual: of the system that was solved. indefinite: a direction of negative curvature was met, so that u* is
+    no minimum of T there.
     collapsed: u* has not moved, or no coordinate is free, and no gradient passes.
     """
 
@@ -115,7 +125,7 @@ class Implicit:
         "dense": the Hessian itself, up to 4096 coordinates: the reference.
         "torchopt": TorchOpt's conjugate gradients over the whole batch as one system: no residual of its own, no stop.
     ridge: added to the Hessian; exact is 0. iterations, tolerance: of the linear solver. rate: of the series.
-    far: a stationarity above it is warned about, as is an indefinite system: the theorem does not hold there.
+    far: a stationarity above it is warned about, once, as is an indefinite system: the theorem does not hold there.
     as_published: L1 counts as smooth and without curvature, over all coordinates, after `SubgradientSteps`, as in the
         papers.
 
@@ -227,18 +237,9 @@ class Implicit:
         report.collapsed = ~moved.flatten(1).any(1)
         far = (report.stationarity > self.far) & ~report.collapsed
         if bool(far.any()) and not self.as_published:
-            warnings.warn(
-                f"implicit gradients of {int(far.sum())} of {len(far)} samples are taken far from a stationary point "
-                f"(residual up to {float(report.stationarity[far].max()):.2g} of the gradient, expected at most "
-                f"{self.far:g}): give the inner solver more steps or a larger distance_weight.",
-                stacklevel=2,
-            )
+            warnings.warn(FAR, stacklevel=2)
         if bool(solution.indefinite.any()):
-            warnings.warn(
-                f"the system of {int(solution.indefinite.sum())} of {len(far)} samples is indefinite, so that these "
-                "implicit gradients may point the wrong way; use method='gauss_newton', or a larger distance_weight.",
-                stacklevel=2,
-            )
+            warnings.warn(INDEFINITE, stacklevel=2)
 
 
 class _Attach(torch.autograd.Function):

@@ -148,8 +148,9 @@ class Linearised:
         return torch.where(problem.inside(value), total, value - problem.bounded(value - total))
 
     def stationarity(self) -> Tensor:
-        """|residual| by |gradient of the fit|, "b": 0 at a solution, 1 at the start of a smooth problem."""
-        scale = _norm(self.fit_slope.detach())
+        """|residual| by |gradient of the fit| + |gradient of the weighed distance|, "b" in [0, 1]: 0 at a solution."""
+        fit = self.fit_slope.detach()
+        scale = _norm(fit) + _norm(self.residual - fit)
         return _norm(self.residual) / scale.clamp(min=torch.finfo(scale.dtype).eps)
 
     @cached_property

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import nn
 
 from diffcf.errors import ConfigError
 from diffcf.training.run import Plan, Run
@@ -70,7 +70,7 @@ def train(
     config: Pace,
     *,
     name: str,
-    inputs: Callable[[int], tuple[Tensor, ...]],
+    inputs: Callable[[int], tuple[Any, ...]],
     validate: Callable[[Any, int], dict[str, float]],
     compile: bool = False,
 ) -> dict[str, float]:

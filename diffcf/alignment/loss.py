@@ -1,0 +1,197 @@
+"""The loss that keeps a classifier's counterfactual changes inside the experts' region (papers 000 and 001).
+
+    x* = argmin_x  loss(f_θ(x), y*) + distance_weight * distance(x, x_0)             (Eq. 2 of 001)
+    absolute:  || (1 - m) (x* - x_0) ||_1                                            (Eq. 3 of 001)
+    relative:  || (1 - m) (x* - x_0) ||_1 / max(|| x* - x_0 ||_1, floor)
+
+The absolute form is smallest where nothing moves at all, and a classifier in training finds that; the relative one asks
+only *where* the change lies. Both reach θ through the argmin (`diffcf.implicit`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import log
+from typing import Literal
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from diffcf.alignment.spaces import Pixels, Space
+from diffcf.counterfactuals.direction import class_score
+from diffcf.distances import L1, GroupL1, SmoothL1, SquaredL2
+from diffcf.errors import ConfigError
+from diffcf.implicit import (
+    Detached,
+    GaussNewton,
+    Implicit,
+    Parameters,
+    Problem,
+    ProximalSteps,
+    Report,
+    SubgradientSteps,
+    Unrolled,
+)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """How counterfactuals are found while the classifier trains.
+
+    loss: "margin", (asked - log-odds of the target)^2 / 2 below the log-odds of `probability`, 0 above: its curvature
+    does not vanish on the way, and nothing pulls beyond. "cross_entropy", the papers' own. distance, distance_weight:
+    of u - u_0. solver, adjoint: `diffcf.implicit`.
+    """
+
+    loss: Literal["margin", "cross_entropy"] = "margin"
+    probability: float = 0.75
+    distance: SquaredL2 | L1 | SmoothL1 | GroupL1 = field(default_factory=SquaredL2)
+    distance_weight: float = 0.01
+    solver: GaussNewton | ProximalSteps | SubgradientSteps = field(default_factory=lambda: GaussNewton(3))
+    adjoint: Implicit | Unrolled | Detached = field(default_factory=Implicit)
+
+    def __post_init__(self) -> None:
+        if not (0.5 <= self.probability < 1 and self.distance_weight > 0):
+            raise ConfigError(
+                f"probability {self.probability}, distance_weight {self.distance_weight}: expected 0.5 to below 1, and "
+                "a positive weight."
+            )
+
+    def of_margin(self, margin: Tensor) -> Tensor:
+        """The loss of log-odds of the target "b 1" -> "b"; cross-entropy is log(1 + exp(-margin))."""
+        if self.loss == "cross_entropy":
+            return F.softplus(-margin).squeeze(1)
+        return (log(self.probability / (1 - self.probability)) - margin).clamp(min=0).square().squeeze(1) / 2
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What the loss found, sample by sample "b" but for the image.
+
+    penalty: the loss. counterfactual: "b s c h w", with its gradient. moved: mean |change| over the pixels. outside:
+    share of the change outside the region. valid: the prediction has changed to the target. reached: u "b ...", where a
+    next search of the same samples may start. report: of the implicit gradient, after the backward pass.
+    """
+
+    penalty: Tensor
+    counterfactual: Tensor
+    target: Tensor
+    moved: Tensor
+    outside: Tensor
+    valid: Tensor
+    reached: Tensor
+    report: Report
+
+
+class AlignmentLoss(nn.Module):
+    """Penalises the change outside the region, sample by sample.
+
+    classifier: images "b s c h w" -> logits "b k". In the inner problem it is in eval mode, whatever it is in
+    otherwise, since samples must not mix. form: "relative" or "absolute". floor: mean |change| over the pixels below
+    which the relative form measures against it, so that a change that has died is not blown up.
+
+    Errors: ConfigError for regions that do not fit; a warning for BatchNorm.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        inner: Inner | None = None,
+        form: Literal["relative", "absolute"] = "relative",
+        floor: float = 1e-3,
+        space: Space | None = None,
+    ) -> None:
+        super().__init__()
+        if floor <= 0:
+            raise ConfigError(f"floor {floor}: expected a positive mean change, such as 0.001.")
+        self.classifier, self.form, self.floor = classifier, form, floor
+        self.inner = inner or Inner()
+        self.space: Space = space or Pixels()
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in classifier.modules()):
+            warnings.warn(
+                "the classifier has BatchNorm: counterfactuals are searched with its running statistics, training uses "
+                "those of the batch, and what is aligned is not quite what is trained. Prefer GroupNorm.",
+                stacklevel=2,
+            )
+
+    def forward(
+        self, image: Tensor, region: Tensor, target: Tensor | None = None, start: Tensor | None = None
+    ) -> Aligned:
+        """Search counterfactuals of images "b s c h w" and judge them by regions "b s 1 h w" of 0 and 1.
+
+        target: int "b"; None is the class that the classifier now holds for second best, so that its decision has to
+        change. start: u of an earlier search of the same samples; None is u_0.
+        """
+        _check(image, region)
+        with torch.no_grad(), evaluating(self.classifier):
+            logits = self.classifier(image)
+        predicted = logits.argmax(1)
+        second = logits.scatter(1, rearrange(predicted, "b -> b 1"), -torch.inf).argmax(1)
+        wanted = second if target is None else target
+        opened = self.space.at(image)
+        problem = self.problem(opened.image, opened.start, wanted)
+        solved = self.inner.adjoint(problem, self.inner.solver, opened.start if start is None else start)
+        counterfactual = opened.image(solved.value)
+        change = (counterfactual - image).abs()
+        moved = reduce(change, "b s c h w -> b", "mean")
+        outside = reduce(change * (1 - region), "b s c h w -> b", "mean")
+        with torch.no_grad(), evaluating(self.classifier):
+            valid = self.classifier(counterfactual).argmax(1) == wanted
+        count = image[0].numel()
+        penalty = outside / moved.clamp(min=self.floor) if self.form == "relative" else outside * count
+        share = (outside / moved.clamp(min=torch.finfo(moved.dtype).tiny)).detach()
+        return Aligned(
+            penalty,
+            counterfactual,
+            wanted,
+            moved.detach(),
+            torch.where(moved > 0, share, torch.nan),
+            valid & (predicted != wanted),
+            solved.value.detach(),
+            solved.report,
+        )
+
+    def problem(self, image_of: Callable[[Tensor], Tensor], start: Tensor, target: Tensor) -> Problem:
+        """Eq. 2 around u_0 "b ...", towards classes int "b"; its one output is the log-odds of the target."""
+
+        def margin(value: Tensor, parameters: Parameters) -> Tensor:
+            with evaluating(self.classifier):
+                logits = functional_call(self.classifier, dict(parameters), (image_of(value),))
+            return rearrange(class_score(logits, target, "log_odds"), "b -> b 1")
+
+        return Problem(
+            outputs=margin,
+            loss=self.inner.of_margin,
+            parameters=dict(self.classifier.named_parameters()),
+            origin=start,
+            weight=self.inner.distance_weight,
+            distance=self.inner.distance,
+            low=self.space.low,
+            high=self.space.high,
+        )
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """The network in eval mode for a while; every part of it gets its own mode back."""
+    modes = [(module, module.training) for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _check(image: Tensor, region: Tensor) -> None:
+    if region.shape[:2] + region.shape[3:] != image.shape[:2] + image.shape[3:] or region.shape[2] != 1:
+        raise ConfigError(
+            f"regions of shape {tuple(region.shape)} for images of {tuple(image.shape)}; expected the same scans, "
+            "slices and sides, and one channel."
+        )

@@ -1,0 +1,217 @@
+"""What a classifier is trained with beside its cross-entropy: counterfactual alignment, and what it is compared with.
+
+A method adds a term to the loss of a batch; a new one is one small class with one function. Each states its source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffcf.alignment.loss import Aligned, AlignmentLoss, Inner
+from diffcf.alignment.spaces import Space
+from diffcf.errors import ConfigError
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images "b s c h w" in [-1, 1], labels int "b", regions "b s 1 h w" of 0 and 1: 1 may decide."""
+
+    image: Tensor
+    label: Tensor
+    region: Tensor
+
+
+class Method(Protocol):
+    """Gives the module that trains a classifier by this method."""
+
+    def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
+        """Called once, before training."""
+        ...
+
+
+class Terms(nn.Module):
+    """What a method adds: nothing, of plain training. `seen`: figures of the last batch, for a monitor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Tensor] = {}
+
+    def forward(self, batch: Batch, progress: float) -> Tensor:
+        """A scalar, weighed. progress: share of the training that is done."""
+        return torch.zeros((), device=batch.image.device)
+
+
+@dataclass(frozen=True)
+class Vanilla:
+    """Cross-entropy alone. With an architecture that sees the region only, the oracle (paper 001, section 5.2)."""
+
+    def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
+        """See `Method`."""
+        return Terms()
+
+
+@dataclass(frozen=True)
+class CounterfactualAlignment:
+    """align_weight * the mean over samples of `AlignmentLoss` (Algorithm 1 of paper 001).
+
+    align_weight: λ. form, floor: of the loss. inner: how counterfactuals are found. share: of every batch that is
+    aligned. wait: share of the training over which the weight rises from 0.
+    """
+
+    align_weight: float = 1.0
+    form: Literal["relative", "absolute"] = "relative"
+    floor: float = 1e-3
+    inner: Inner = field(default_factory=Inner)
+    share: float = 1.0
+    wait: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.align_weight > 0 and 0 < self.share <= 1 and 0 <= self.wait < 1):
+            raise ConfigError(
+                f"align_weight {self.align_weight}, share {self.share}, wait {self.wait}: expected a positive weight, "
+                "a share above 0 and at most 1, and a wait of 0 to below 1."
+            )
+
+    def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
+        """See `Method`."""
+        return AlignmentTerms(self, AlignmentLoss(classifier, self.inner, self.form, self.floor, space))
+
+
+class AlignmentTerms(Terms):
+    """See `CounterfactualAlignment`."""
+
+    def __init__(self, method: CounterfactualAlignment, loss: AlignmentLoss) -> None:
+        super().__init__()
+        self.method, self.loss = method, loss
+
+    def forward(self, batch: Batch, progress: float) -> Tensor:
+        """See `Terms`."""
+        method = self.method
+        few = max(1, round(method.share * len(batch.image)))
+        found = self.loss(batch.image[:few], batch.region[:few])
+        self.seen = _figures(found)
+        ramp = 1.0 if method.wait == 0 else min(1.0, progress / method.wait)
+        return method.align_weight * ramp * found.penalty.mean()
+
+
+def _figures(found: Aligned) -> dict[str, Tensor]:
+    return {
+        "penalty": found.penalty.detach().mean(),
+        "outside": found.outside.nanmean(),
+        "moved": found.moved.mean(),
+        "validity": found.valid.float().mean(),
+    }
+
+
+@dataclass(frozen=True)
+class RightReasons:
+    """Ross et al. 2017 (RRR): the input gradient outside the region is penalised.
+
+    form "squared", theirs: weight * mean over samples of the sum over pixels of ((1 - m) d/dx sum_k log p_k)^2.
+    "normalised": weight * mean of |(1 - m) g|_1 / |g|_1 with g the gradient of the log-odds; by the first-order change
+    of a squared distance it is close to counterfactual alignment in pixels, and must therefore be compared with it.
+    """
+
+    weight: float = 30.0
+    form: Literal["squared", "normalised"] = "squared"
+
+    def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
+        """See `Method`."""
+        return RightReasonsTerms(self, classifier)
+
+
+class RightReasonsTerms(Terms):
+    """See `RightReasons`."""
+
+    def __init__(self, method: RightReasons, classifier: nn.Module) -> None:
+        super().__init__()
+        self.method, self.classifier = method, classifier
+
+    def forward(self, batch: Batch, progress: float) -> Tensor:
+        """See `Terms`."""
+        image = batch.image.detach().requires_grad_()
+        scores = F.log_softmax(self.classifier(image), 1)
+        if self.method.form == "normalised":
+            rows = rearrange(batch.label, "b -> b 1")
+            chosen = scores.gather(1, rows).squeeze(1)
+            explained = (chosen - scores.scatter(1, rows, -torch.inf).logsumexp(1)).sum()
+        else:
+            explained = scores.sum()
+        (slope,) = torch.autograd.grad(explained, image, create_graph=True)
+        outside = slope * (1 - batch.region)
+        if self.method.form == "squared":
+            penalty = reduce(outside.square(), "b s c h w -> b", "sum")
+        else:
+            total = reduce(slope.abs(), "b s c h w -> b", "sum")
+            penalty = reduce(outside.abs(), "b s c h w -> b", "sum") / total.clamp(min=TINY)
+        self.seen = {"penalty": penalty.detach().mean()}
+        return self.method.weight * penalty.mean()
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Chang et al. 2021 (CIDG): counterfactual augmentation.
+
+    Two copies of every image go into the batch with a weight: one whose outside is replaced by another image's of the
+    batch, with the same label, since the outside must not matter (their factual augmentation); one whose region is
+    filled in from around it, with a uniform label, since the reason is gone (their counterfactual one). Filled by the
+    outside's mean and noise of its spread, which is their "random" infilling.
+    """
+
+    weight: float = 1.0
+
+    def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
+        """See `Method`."""
+        return AugmentedTerms(self, classifier)
+
+
+class AugmentedTerms(Terms):
+    """See `Augmented`."""
+
+    def __init__(self, method: Augmented, classifier: nn.Module) -> None:
+        super().__init__()
+        self.method, self.classifier = method, classifier
+
+    def forward(self, batch: Batch, progress: float) -> Tensor:
+        """See `Terms`."""
+        image, region = batch.image, batch.region
+        factual = region * image + (1 - region) * image.roll(1, 0)
+        outside = 1 - region
+        area = reduce(outside, "b s 1 h w -> b 1 1 1 1", "sum").clamp(min=1)
+        mean = reduce(image * outside, "b s c h w -> b 1 1 1 1", "sum") / area
+        spread = (reduce((image - mean).square() * outside, "b s c h w -> b 1 1 1 1", "sum") / area).sqrt()
+        filled = outside * image + region * (mean + spread * torch.randn_like(image)).clamp(-1, 1)
+        kept = F.cross_entropy(self.classifier(factual), batch.label)
+        gone = -F.log_softmax(self.classifier(filled), 1).mean()
+        self.seen = {"penalty": (kept + gone).detach()}
+        return self.method.weight * (kept + gone)
+
+
+class TrainingLoss(nn.Module):
+    """Cross-entropy plus what a method adds, as one module: what distributed training wraps, and what is compiled.
+
+    class_weights: "k", or None. `seen`: figures of the last batch.
+    """
+
+    def __init__(self, classifier: nn.Module, terms: Terms, class_weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.classifier, self.terms = classifier, terms
+        self.criterion = nn.CrossEntropyLoss(class_weights)
+        self.seen: dict[str, Tensor] = {}
+
+    def forward(self, image: Tensor, label: Tensor, region: Tensor, progress: float) -> Tensor:
+        """A scalar."""
+        logits = self.classifier(image)
+        plain = self.criterion(logits, label)
+        added = self.terms(Batch(image, label, region), progress)
+        majority = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).max() / len(logits)
+        self.seen = {"cross_entropy": plain.detach(), "majority": majority, **self.terms.seen}
+        return plain + added

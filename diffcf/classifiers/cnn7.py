@@ -1,0 +1,75 @@
+"""The seven-layer network of paper 001 (appendix B), as an architecture of timm: `diffcf_cnn7`.
+
+The paper draws it and names no normalisation. Here it is GroupNorm and SiLU: alignment differentiates the network twice
+and looks at one sample at a time, which batch statistics and kinks stand in the way of.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models import register_model
+from torch import Tensor, nn
+
+from diffcf.errors import ConfigError
+
+WIDTHS = (1, 1, 2, 2, 4, 4, 4)  # times `width`
+STRIDES = (1, 2, 1, 2, 1, 2, 1)
+
+
+class CNN7(nn.Module):
+    """Seven 3 x 3 convolutions, three of them halving the grid; global average; a linear layer.
+
+    in_chans: channels in. num_classes: logits. width: of the first two layers; a multiple of 4. box: side in pixels of
+    a central square outside of which the network sees nothing: the oracle of paper 001, for fields with the lesion in
+    their middle. A square, since the contour itself would tell the lesion's size. 0 is none.
+    """
+
+    def __init__(self, in_chans: int = 1, num_classes: int = 2, width: int = 16, box: int = 0) -> None:
+        super().__init__()
+        if width < 4 or width % 4 or box < 0:
+            raise ConfigError(f"width {width}, box {box}: expected a multiple of 4, and pixels.")
+        self.num_classes, self.box = num_classes, box
+        layers, before = [], in_chans
+        for factor, stride in zip(WIDTHS, STRIDES, strict=True):
+            after = factor * width
+            layers.append(
+                nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.GroupNorm(4, after), nn.SiLU())
+            )
+            before = after
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(before, num_classes)
+
+    def get_classifier(self) -> nn.Linear:
+        """The last layer, as timm's architectures give it."""
+        return self.head
+
+    def forward_features(self, picture: Tensor) -> Tensor:
+        """Picture "b c h w" -> maps "b f h/8 w/8"."""
+        if self.box:
+            height, width = picture.shape[-2:]
+            inside = torch.zeros(height, width, dtype=picture.dtype, device=picture.device)
+            top, left = (height - self.box) // 2, (width - self.box) // 2
+            inside[max(top, 0) : top + self.box, max(left, 0) : left + self.box] = 1
+            picture = picture * inside
+        return self.layers(picture)
+
+    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
+        """Maps -> logits "b k", or what the last layer reads."""
+        features = maps.mean((2, 3))
+        return features if pre_logits else self.head(features)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """Logits "b k"."""
+        return self.forward_head(self.forward_features(picture))
+
+
+@register_model
+def diffcf_cnn7(pretrained: bool = False, **options: Any) -> CNN7:
+    """See `CNN7`; there are no pretrained weights, and nothing that timm says of where they lie is used."""
+    if pretrained:
+        raise ConfigError("diffcf_cnn7 has no pretrained weights.")
+    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+        options.pop(name, None)
+    return CNN7(**options)

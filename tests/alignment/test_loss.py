@@ -1,0 +1,188 @@
+"""The alignment loss: degenerate regions, its gradient against solutions found anew, what it leaves alone."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from diffcf.alignment.loss import AlignmentLoss, Inner, evaluating
+from diffcf.distances import L1
+from diffcf.errors import ConfigError
+from diffcf.implicit import Detached, GaussNewton, Implicit, ProximalSteps, SubgradientSteps, Unrolled
+
+CONVERGED = Inner(distance_weight=0.3, solver=GaussNewton(30), adjoint=Implicit("cg", tolerance=1e-11))
+
+
+def gradient(loss: AlignmentLoss, scene) -> tuple[list[torch.Tensor], torch.Tensor]:
+    image, _, region = scene
+    total = loss(image, region).penalty.sum()
+    return list(torch.autograd.grad(total, list(loss.classifier.parameters()))), total.detach()
+
+
+@pytest.mark.parametrize("form", ["relative", "absolute"])
+@pytest.mark.parametrize("kind", ["margin", "cross_entropy"])
+def test_the_gradient_is_that_of_solutions_found_anew(form, kind, small, scene) -> None:
+    # A small step: |change| has a kink wherever a pixel's change is about to turn.
+    classifier = small()
+    inner = Inner(kind, distance_weight=2.0, solver=GaussNewton(40), adjoint=Implicit("cg", tolerance=1e-11))
+    loss = AlignmentLoss(classifier, inner, form)
+    slopes, _ = gradient(loss, scene)
+    still = AlignmentLoss(
+        classifier, Inner(kind, distance_weight=2.0, solver=GaussNewton(40), adjoint=Detached()), form
+    )
+    image, _, region = scene
+    drawn = torch.Generator().manual_seed(3)
+    directions = [torch.randn(p.shape, generator=drawn, dtype=p.dtype) for p in classifier.parameters()]
+    sides = []
+    for step in (1e-7, -2e-7):
+        with torch.no_grad():
+            for weight, direction in zip(classifier.parameters(), directions, strict=True):
+                weight += step * direction
+        sides.append(float(still(image, region).penalty.detach().sum()))
+    with torch.no_grad():
+        for weight, direction in zip(classifier.parameters(), directions, strict=True):
+            weight += 1e-7 * direction
+    predicted = sum(float((s * d).sum()) for s, d in zip(slopes, directions, strict=True))
+    assert predicted == pytest.approx((sides[0] - sides[1]) / 2e-7, rel=1e-5)
+
+
+def test_forms_against_their_formula(small, scene) -> None:
+    image, _, region = scene
+    inner = Inner(adjoint=Detached())
+    for form in ("relative", "absolute"):
+        found = AlignmentLoss(small(), inner, form)(image, region)
+        change = (found.counterfactual - image).abs()
+        outside, whole = (change * (1 - region)).flatten(1).sum(1), change.flatten(1).sum(1)
+        assert torch.allclose(found.penalty, outside / whole if form == "relative" else outside)
+        assert torch.allclose(found.outside, outside / whole)
+        assert torch.allclose(found.moved, whole / image[0].numel())
+        assert bool(found.valid.all())
+        assert float(found.counterfactual.abs().max()) <= 1
+
+
+def test_degenerate_regions(small, scene) -> None:
+    image, _, region = scene
+    loss = AlignmentLoss(small(), CONVERGED)
+    everything = loss(image, torch.ones_like(region)).penalty
+    assert not bool(everything.any())
+    slopes = torch.autograd.grad(everything.sum(), list(loss.classifier.parameters()))
+    assert not any(bool(slope.any()) for slope in slopes)
+    assert torch.allclose(loss(image, torch.zeros_like(region)).penalty, torch.ones(6, dtype=torch.float64))
+
+
+def test_a_change_below_the_floor_is_not_blown_up(small, scene) -> None:
+    image, _, region = scene
+    loss = AlignmentLoss(small(), Inner(distance_weight=1e6), floor=0.01)
+    found = loss(image, region)
+    assert float(found.penalty.detach().max()) < 1e-3
+    assert float(found.outside.min()) > 0.5
+    assert not bool(found.valid.any())
+
+
+def test_one_gradient_step_moves_the_change_inside(small, scene) -> None:
+    image, _, region = scene
+    loss = AlignmentLoss(small(), Inner(distance_weight=0.3, solver=GaussNewton(10)))
+    adam = torch.optim.Adam(loss.classifier.parameters(), lr=3e-3)
+    shares = []
+    for _ in range(40):
+        found = loss(image, region)
+        adam.zero_grad()
+        found.penalty.mean().backward()
+        adam.step()
+        shares.append(float(found.outside.mean()))
+    assert shares[-1] < 0.4 * shares[0]
+    assert float(found.valid.double().mean()) > 0.8  # and did not die
+
+
+def test_targets(small, scene) -> None:
+    image, _, region = scene
+    loss = AlignmentLoss(small(classes=4), Inner(adjoint=Detached()))
+    with torch.no_grad():
+        logits = loss.classifier(image)
+    ranked = logits.argsort(1, descending=True)
+    assert torch.equal(loss(image, region).target, ranked[:, 1])
+    last = loss(image, region, ranked[:, 3])
+    with torch.no_grad():
+        assert bool((loss.classifier(last.counterfactual).argmax(1) == ranked[:, 3]).any())
+
+
+def test_modes_and_batch_statistics_are_left_alone(small, scene) -> None:
+    image, _, region = scene
+    classifier = small(norm=True).train()
+    classifier.net[2].eval()
+    with pytest.warns(UserWarning, match="GroupNorm"):
+        loss = AlignmentLoss(classifier)
+    before = {name: value.clone() for name, value in classifier.named_buffers()}
+    loss(image, region).penalty.sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in classifier.named_buffers())
+    assert classifier.training
+    assert not classifier.net[2].training
+    with evaluating(classifier):
+        assert not any(module.training for module in classifier.modules())
+    assert classifier.net[1].training
+    assert not classifier.net[2].training
+
+
+def test_samples_do_not_mix(small, scene) -> None:
+    image, _, region = scene
+    loss = AlignmentLoss(small())
+    together = loss(image, region)
+    alone = [loss(image[i : i + 1], region[i : i + 1]) for i in range(len(image))]
+    assert torch.allclose(together.penalty, torch.cat([one.penalty for one in alone]), atol=1e-12)
+    assert torch.allclose(together.reached, torch.cat([one.reached for one in alone]), atol=1e-12)
+
+
+def test_a_search_can_start_where_the_last_one_ended(small, scene) -> None:
+    image, _, region = scene
+    loss = AlignmentLoss(small(), Inner(distance_weight=0.3, solver=GaussNewton(2), adjoint=Detached()))
+    first = loss(image, region)
+    again = loss(image, region, start=first.reached)
+    far = AlignmentLoss(loss.classifier, Inner(distance_weight=0.3, solver=GaussNewton(60), adjoint=Detached()))
+    end = far(image, region).reached
+    assert float((again.reached - end).norm()) < float((first.reached - end).norm())
+
+
+def test_the_papers_own_form(small, scene) -> None:
+    inner = Inner(
+        "cross_entropy",
+        distance=L1(),
+        distance_weight=0.01,
+        solver=SubgradientSteps(20, 0.1),
+        adjoint=Implicit("cg", as_published=True, ridge=1e-3),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        slopes, _ = gradient(AlignmentLoss(small(), inner, "absolute"), scene)
+    assert all(bool(slope.isfinite().all()) for slope in slopes)
+
+
+def test_every_adjoint_and_solver_trains_every_parameter(small, scene) -> None:
+    for inner in (
+        Inner(adjoint=Unrolled()),
+        Inner(solver=GaussNewton(4)),
+        Inner(distance=L1(), distance_weight=0.02, solver=ProximalSteps(60, 0.05), adjoint=Implicit("cg", ridge=0.01)),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            slopes, _ = gradient(AlignmentLoss(small(), inner), scene)
+        assert all(bool(slope.isfinite().all()) for slope in slopes)
+        assert any(bool(slope.any()) for slope in slopes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "match"), [((6, 1, 1, 12, 11), "regions of shape"), ((5, 1, 1, 12, 12), "regions of shape")]
+)
+def test_regions_that_do_not_fit(shape, match, small, scene) -> None:
+    with pytest.raises(ConfigError, match=match):
+        AlignmentLoss(small())(scene[0], torch.ones(shape))
+
+
+@pytest.mark.parametrize("wrong", [{"probability": 1.0}, {"probability": 0.3}, {"distance_weight": 0.0}])
+def test_settings_that_cannot_be_meant(wrong) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        Inner(**wrong)
+    with pytest.raises(ConfigError, match="floor"):
+        AlignmentLoss(nn.Identity(), floor=0)

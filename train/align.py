@@ -1,0 +1,172 @@
+"""Train a classifier that decides for the experts' reasons (Algorithm 1 of paper 001), or one to compare it with.
+
+    accelerate launch train/align.py --config configs/align/lidc.yaml
+
+Splits are by patient; test rows are never read. The averaged weights that are best on the validation part, by a rule
+that is the same for every method, go to OUT/blackbox, which `diffcf explain --classifier OUT/blackbox` reads. Runs
+resume from their newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from torch import Tensor
+
+from diffcf.alignment.methods import Augmented, CounterfactualAlignment, RightReasons, TrainingLoss, Vanilla
+from diffcf.alignment.monitor import Monitor
+from diffcf.alignment.regions import regions_of
+from diffcf.alignment.spaces import Latent, Pixels
+from diffcf.cards import ClassifierCard, Preparation
+from diffcf.classifiers.blackbox import save_blackbox
+from diffcf.classifiers.network import build_classifier
+from diffcf.data.dataset import ScanDataset
+from diffcf.data.manifest import Manifest, ManifestRow
+from diffcf.data.phantom.shortcut import Shortcut
+from diffcf.data.shortcuts import add_marks
+from diffcf.data.views import KINDS, Views, view
+from diffcf.errors import ConfigError
+from diffcf.generators.generator import SliceWise, load_generator
+from diffcf.metrics.classification import figures_of
+from diffcf.training import loop
+from diffcf.training.classification import class_weights
+from diffcf.training.command import command_line, run_script
+from diffcf.training.keyed import Order, turns_for
+from diffcf.training.run import Run, settings
+
+OF_CARD = ("preparation", "classes", "architecture", "architecture_args", "slice_mode")
+FREE = ("out", "validate_every", "save_every", "data", "terms", "steps")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to train, on what, and for which reasons.
+
+    Args:
+        out: run folder.
+        manifests: CSV files; unlabelled rows are left out. maskless: rows without an expert's mask are refused, or left
+            out. widen: pixels by which masks are widened to regions.
+        classes, preparation, architecture, architecture_args, slice_mode: as in train/classifier.py.
+        method: what is added to the cross-entropy (`diffcf.alignment.methods`).
+        generator: folder or bundled name; counterfactuals are then searched in its code. null: in pixels.
+        shortcut: a mark painted on every training scan as its `correlation` says; null: none.
+        val_correlation: of the mark on validation scans; 0 is by chance, as in the papers.
+        views: turns of a training scan with its region; the mark is painted afterwards.
+        balance: classes weigh the same in the cross-entropy.
+        select: the validation figure whose best weights are kept.
+        steps, batch, learning_rate, warmup, cooldown, weight_decay, clip: of AdamW. ema: decay of the averaged weights.
+        validate_every, save_every: steps. data, terms: for the card. seed: of initialisation, order, views and marks.
+    """
+
+    out: Path
+    manifests: list[Path]
+    classes: list[str]
+    preparation: Preparation = field(default_factory=Preparation)
+    architecture: str = "diffcf_cnn7"
+    architecture_args: dict[str, Any] = field(default_factory=dict)
+    slice_mode: Literal["channels", "average", "concatenate"] = "channels"
+    method: CounterfactualAlignment | RightReasons | Augmented | Vanilla = field(
+        default_factory=CounterfactualAlignment
+    )
+    generator: str | None = None
+    shortcut: Shortcut | None = None
+    val_correlation: float = 0.0
+    maskless: Literal["refuse", "leave out"] = "refuse"
+    widen: int = 2
+    views: Views = "mirror"
+    balance: bool = False
+    select: Literal["auc", "accuracy"] = "auc"
+    steps: int = 600
+    batch: int = 64
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    cooldown: float = 1.0
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.98
+    validate_every: int = 100
+    save_every: int = 100
+    data: str = ""
+    terms: str = ""
+    seed: int = 0
+
+
+def load(rows: Sequence[ManifestRow], config: Config, part: str) -> tuple[ScanDataset, Tensor]:
+    """Labelled scans of a part with their regions. Errors: ConfigError for labels that are no class, or no masks."""
+    kept = [row for row in rows if row.label is not None and (row.mask is not None or config.maskless == "refuse")]
+    found = sorted({int(row.label or 0) for row in kept})
+    if found != list(range(len(config.classes))):
+        raise ConfigError(f"the {part} part has labels {found}, not one for each of {config.classes}, from 0.")
+    scans = ScanDataset(kept, config.preparation, mask=True)
+    return scans, regions_of(scans, config.widen)
+
+
+def main(config: Config) -> dict[str, float]:
+    """Train to `config.steps`; returns the last validation's figures."""
+    accelerator = Accelerator(log_with="tensorboard", project_dir=config.out)
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    console = Console(quiet=not accelerator.is_main_process)
+    manifest, window = Manifest.read_all(config.manifests), config.preparation.window
+    with accelerator.main_process_first():  # the others find the cut fields on disk
+        train, region = load(manifest.split("train"), config, "training")
+        val, _ = load(manifest.split("val"), config, "validation")
+    torch.manual_seed(config.seed)
+    card = ClassifierCard(**{name: getattr(config, name) for name in OF_CARD})
+    classifier = build_classifier(card).to(device)
+    space: Any = Pixels()
+    if config.generator is not None:
+        space = Latent(SliceWise(load_generator(config.generator)).to(device), config.seed)
+    weights = class_weights(train.labels, len(config.classes)).to(device) if config.balance else None
+    loss = TrainingLoss(classifier, config.method.terms(classifier, space), weights)
+    adam = torch.optim.AdamW(classifier.parameters(), lr=0.0, weight_decay=config.weight_decay)
+    run = Run(config.out / "checkpoints", classifier, adam, config.ema, settings(config, FREE))
+    order = Order(len(train), min(config.batch, len(train)), config.seed)
+    monitor, best = Monitor(loss), config.out / "best.json"
+    mark = config.shortcut
+    chance = None if mark is None else replace(mark, correlation=config.val_correlation)
+    judged = add_marks(val.images, val.labels, chance, window, val.indices.tolist(), config.seed)
+
+    def inputs(step: int) -> tuple[Tensor, Tensor, Tensor, float]:
+        positions = order.at(step, rank, world)
+        keys = train.indices[positions].tolist()
+        turns = turns_for(keys, config.seed, step, KINDS[config.views])
+        image, label = view(train.images[positions], turns), train.labels[positions]
+        image = add_marks(image, label, mark, window, keys, config.seed)
+        turned = view(region[positions], turns)
+        monitor.take()
+        return image.to(device), label.to(device), turned.to(device), step / config.steps
+
+    @torch.no_grad()
+    def validate(averaged: Any, done: int) -> dict[str, float]:
+        for own, trained in zip(averaged.buffers(), classifier.buffers(), strict=True):
+            own.copy_(trained)
+        averaged.eval()
+        logits = torch.cat([averaged(part.to(device)).cpu() for part in judged.split(64)])
+        figures = figures_of(logits.double().softmax(1).numpy(), val.labels.numpy(), -1)
+        for said in monitor.warnings(logits, val.labels):
+            console.print(f"[bold red]step {done}: {said}[/]")
+        first = done <= config.validate_every or not best.is_file()
+        if first or figures[config.select] > json.loads(best.read_text())["value"]:
+            shown = {name: round(value, 4) for name, value in figures.items()}
+            about = {"data": config.data, "terms": config.terms, "command": command_line(__file__, "accelerate launch")}
+            about |= {"seed": config.seed, "step": done, "train": len(train)}
+            about |= {"method": type(config.method).__name__, "validation": {"n": len(val), **shown}}
+            save_blackbox(averaged, replace(card, about=about), config.out / "blackbox")
+            best.write_text(json.dumps({"step": done, "value": figures[config.select]}))
+        return {name: figures[name] for name in ("auc", "accuracy")} | monitor.figures()
+
+    figures = loop.train(accelerator, run, loss, config, name="align", inputs=inputs, validate=validate)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return figures
+
+
+if __name__ == "__main__":
+    run_script(main, Config)
