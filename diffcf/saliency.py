@@ -81,6 +81,33 @@ class HiResCAM:
         return rearrange(large, "(b s) 1 h w -> b s 1 h w", b=len(image))
 
 
+@torch.no_grad()
+def half_resolution_layer(classifier: nn.Module, image: Tensor) -> str:
+    """The last module whose maps have half the image's side, by name: the layer for `HiResCAM` where nobody has chosen
+    one, fine enough to lie inside a lesion and deep enough to know one. The same rule for every architecture.
+
+    Errors: ConfigError where there is none.
+    """
+    found: list[str] = []
+    side = image.shape[-1] // 2
+    handles = []
+    for name, module in classifier.named_modules():
+
+        def note(module: nn.Module, given: Any, output: Any, name: str = name) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] == side:
+                found.append(name)
+
+        handles.append(module.register_forward_hook(note))
+    try:
+        classifier(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise ConfigError(f"no layer of the classifier has maps of {side} pixels a side; name a layer for HiResCAM.")
+    return found[-1]
+
+
 @dataclass(frozen=True)
 class Occlusion:
     """How far the log-odds fall where a square is hidden behind the image's mean (Zeiler and Fergus 2014); rises are 0.

@@ -187,6 +187,26 @@ def test_speed(trained) -> None:
     assert half["psnr"] != single["psnr"]
 
 
+def test_alignment_is_trained_and_judged(trained) -> None:
+    run("train", "align", "--method", "Vanilla", "--out", "runs/tiny/plain")
+    for seed in ("0", "1"):
+        run("train", "align", "--seed", seed, "--out", f"runs/tiny/align{'-1' * int(seed)}")
+    run("evaluation", "alignment")
+    plain, aligned = result(trained[0], "alignment")["rows"]
+    assert (plain["seeds"], aligned["seeds"]) == (1, 2)
+    assert [plain["default"], aligned["default"]] == [False, True]
+    assert plain["accuracy_gap"] == 0
+    assert plain["n"] == aligned["n"] == 20
+    assert plain["reversal_gap"] == pytest.approx(plain["reversal_accuracy"] - plain["accuracy"])
+    for row in (plain, aligned):
+        for key in ("saliency", "hirescam", "occlusion", "roi"):
+            assert 0 <= row[f"{key}_precision_low"] <= row[f"{key}_precision"] <= row[f"{key}_precision_high"] <= 1
+        assert row["auc_low"] <= row["auc"] <= row["auc_high"]
+        assert 0 < row["chance"] < 0.5
+    assert "accuracy_std" in aligned
+    assert "decoded_validity" in aligned
+
+
 def test_indeterminate(trained) -> None:
     run("evaluation", "indeterminate")
     rows = result(trained[0], "indeterminate")["rows"]

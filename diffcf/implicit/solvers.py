@@ -9,7 +9,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from diffcf.distances import Proximal, SquaredL2
+from diffcf.distances import Proximal, SquaredL2, per_sample
 from diffcf.errors import ConfigError
 from diffcf.implicit.problem import Problem, loss_curvature
 
@@ -41,13 +41,16 @@ class GaussNewton:
 
     The minimiser of loss(s + J (u' - u)) + w |(u' - u_0) / scale|^2 / 2 is u_0 - D^-1 J^T y, D = w / scale^2, with
     y = gradient of the loss at s + J (u_0 - u) - J D^-1 J^T y: k equations, solved by Newton's method. A network that
-    is piecewise linear along the way needs 3 to 5 steps where gradient descent needs hundreds. Costs k gradients of
-    the network a step; outputs of one margin make k = 1.
+    is piecewise linear along the way needs 3 to 5 steps where gradient descent needs hundreds. Where the outputs bend,
+    the whole step can lead beyond the solution and back for ever; it is halved, sample by sample and at most `halvings`
+    times, until T falls. Costs k gradients of the network a step, and one evaluation for every length that is tried;
+    outputs of one margin make k = 1.
 
     Errors: ConfigError for other distances than SquaredL2.
     """
 
     steps: int = 4
+    halvings: int = 3
     newton: int = 12
 
     def step(self, problem: Problem, value: Tensor, differentiable: bool) -> Tensor:
@@ -77,7 +80,23 @@ class GaussNewton:
             gram = einsum(flat, soft, "b i n, b j n -> b i j")
             pulled = self._multipliers(problem, back, gram, differentiable)
             moved = einsum(scaled, pulled, "b k ..., b k -> b ...")
-            return problem.bounded(problem.origin - moved)
+            whole = problem.bounded(problem.origin - moved)
+            share = self._share(problem, leaf.detach(), whole.detach(), outputs.detach())
+            return leaf + per_sample(share, leaf) * (whole - leaf)
+
+    @torch.no_grad()
+    def _share(self, problem: Problem, value: Tensor, whole: Tensor, outputs: Tensor) -> Tensor:
+        """How much of the step is taken, "b": 1, 1/2, ... until T is below its value at u."""
+        share = torch.ones_like(problem.weights)
+        if self.halvings == 0:
+            return share
+        now = problem.loss(outputs) + problem.weights * problem.distance(value - problem.origin)
+        for _ in range(self.halvings):
+            higher = problem.whole(value + per_sample(share, value) * (whole - value)) > now
+            if not bool(higher.any()):
+                break
+            share = torch.where(higher, share / 2, share)
+        return share
 
     def _multipliers(self, problem: Problem, back: Tensor, gram: Tensor, differentiable: bool) -> Tensor:
         """y "b k" with y = loss'(back - gram y)."""

@@ -263,6 +263,19 @@ def test_gauss_newton_solver_of_softmax_reaches_the_minimum(networked) -> None:
     assert torch.allclose(newton, descent, atol=1e-6)
 
 
+def test_halved_steps_settle_where_whole_ones_go_back_and_forth(networked) -> None:
+    problem = networked(torch.nn.Tanh(), weight=0.002)
+    fitted = {name: value * 4 for name, value in problem.parameters.items()}  # steep, and bent
+    problem = replace(problem, parameters={name: value.detach() for name, value in fitted.items()})
+    whole, halved = (
+        problem.whole(Detached()(problem, GaussNewton(steps=25, halvings=most), problem.origin).value)
+        for most in (0, 6)
+    )
+    assert bool((halved <= whole + 1e-9).all())
+    assert float((whole - halved).max()) > 0.01
+    assert bool((halved < problem.whole(problem.origin)).all())
+
+
 # What is refused, and what is warned about.
 
 
@@ -378,7 +391,7 @@ def test_the_adjoint_asks_the_network_once_however_many_steps(networked) -> None
     counting = replace(problem, outputs=counted)
     for steps in (3, 30):
         calls = 0
-        solved = Implicit()(counting, GaussNewton(steps=steps), problem.origin)
+        solved = Implicit()(counting, GaussNewton(steps=steps, halvings=0), problem.origin)
         assert calls == steps
         solved.value.sum().backward()
         assert calls == steps + 1

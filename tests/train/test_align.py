@@ -1,0 +1,145 @@
+"""train/align.py: every method trains and is written, resumes exactly, and refuses what it cannot align with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from tiny_data import write_tiny_data
+
+from diffcf.alignment.loss import Inner
+from diffcf.alignment.methods import Augmented, CounterfactualAlignment, RightReasons, Vanilla
+from diffcf.cards import Preparation
+from diffcf.classifiers.blackbox import load_blackbox
+from diffcf.data.phantom.shortcut import Shortcut
+from diffcf.errors import ConfigError
+from diffcf.implicit import GaussNewton
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted([*(ROOT / "configs" / "align").glob("*.yaml"), ROOT / "configs/tiny/align.yaml"])
+ALIGNED = CounterfactualAlignment(inner=Inner(distance_weight=0.1, solver=GaussNewton(2)))
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_data(tmp_path_factory.mktemp("data"), scans=60)
+
+
+def configure(script: ModuleType, manifest: Path, out: Path, **changes: object):
+    config = script.Config(
+        out=out,
+        manifests=[manifest],
+        classes=["left", "right"],
+        preparation=Preparation(size=16, slices=2, field="resize"),
+        architecture_args={"width": 4},
+        slice_mode="average",
+        method=ALIGNED,
+        views="none",
+        widen=1,
+        steps=6,
+        batch=8,
+        warmup=1,
+        learning_rate=3e-3,
+        ema=0.9,
+        validate_every=3,
+        save_every=3,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_blackbox(folder / "blackbox").state_dict())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [ALIGNED, CounterfactualAlignment(share=0.5, wait=0.5), RightReasons(), RightReasons(1.0, "normalised"),
+     Augmented(), Vanilla()],
+    ids=["aligned", "half", "rrr", "normalised", "cidg", "vanilla"],
+)  # fmt: skip
+def test_every_method_trains_and_is_written(script, manifest: Path, tmp_path: Path, method) -> None:
+    config = configure(script, manifest, tmp_path / "run", method=method, shortcut=Shortcut("intensity", share=0.3))
+    figures = script.main(config)
+    assert 0 <= figures["accuracy"] <= 1
+    assert figures["cross_entropy"] > 0
+    if isinstance(method, CounterfactualAlignment):
+        assert 0 <= figures["outside"] <= 1
+        assert figures["moved"] > 0
+    blackbox = load_blackbox(tmp_path / "run" / "blackbox")
+    assert blackbox.card.about["method"] == type(method).__name__
+    assert blackbox(blackbox.example()).isfinite().all()
+
+
+def test_a_run_that_was_cut_off_ends_where_a_whole_one_does(script, manifest: Path, tmp_path: Path) -> None:
+    whole = configure(script, manifest, tmp_path / "whole", views="mirror")
+    script.main(whole)
+    cut = dataclasses.replace(whole, out=tmp_path / "cut")
+    real = script.loop.train
+
+    def interrupted(*arguments, **options):
+        inputs = options["inputs"]
+
+        def until(step: int):
+            if step == 4:
+                raise KeyboardInterrupt
+            return inputs(step)
+
+        return real(*arguments, **options | {"inputs": until})
+
+    script.loop.train = interrupted
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            script.main(cut)
+    finally:
+        script.loop.train = real
+    script.main(cut)
+    last = [sorted((tmp_path / name / "checkpoints").iterdir())[-1] for name in ("whole", "cut")]
+    assert last[0].name == last[1].name
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(value, weights(tmp_path / "cut")[name]), name
+
+
+def test_alignment_changes_what_is_learned(script, manifest: Path, tmp_path: Path) -> None:
+    for name, method in (("plain", Vanilla()), ("aligned", ALIGNED)):
+        script.main(configure(script, manifest, tmp_path / name, method=method))
+    plain, aligned = weights(tmp_path / "plain"), weights(tmp_path / "aligned")
+    assert any(not torch.equal(value, aligned[name]) for name, value in plain.items())
+
+
+def test_any_timm_backbone_and_what_is_said_of_batch_norm(script, manifest: Path, tmp_path: Path) -> None:
+    options = {"architecture": "resnet18", "architecture_args": {"channels": [4, 4, 8, 8]}}
+    with pytest.warns(UserWarning, match="GroupNorm"):
+        script.main(configure(script, manifest, tmp_path / "run", steps=3, **options))
+    statistics = weights(tmp_path / "run")["network.net.bn1.running_mean"]
+    assert bool(statistics.any())  # the averaged weights come with the trained statistics
+
+
+def rewritten(manifest: Path, change) -> Path:
+    lines = manifest.read_text().splitlines()
+    other = manifest.parent / "other.csv"
+    other.write_text("\n".join([lines[0], *(change(line) for line in lines[1:])]) + "\n")
+    return other
+
+
+def test_scans_without_a_mask_are_refused_or_left_out(script, manifest: Path, tmp_path: Path) -> None:
+    without = rewritten(manifest, lambda line: line.replace("m5.npz", "").replace("m10.npz", ""))
+    with pytest.raises(ConfigError, match=r"2 scan\(s\) with no mask.*5\.npz"):
+        script.main(configure(script, without, tmp_path / "run"))
+    script.main(configure(script, without, tmp_path / "run", maskless="leave out", steps=3))
+
+
+def test_labels_that_are_no_class_are_refused(script, manifest: Path, tmp_path: Path) -> None:
+    wrong = rewritten(manifest, lambda line: line.replace(",p6,0,", ",p6,2,"))
+    with pytest.raises(ConfigError, match=r"labels \[0, 1, 2\]"):
+        script.main(configure(script, wrong, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_configs_are_valid(script, path: Path) -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(script.Config, as_group=False)
+    parser.parse_path(str(path))
