@@ -22,6 +22,8 @@ from diffcf.classifiers.agent import load_agent
 from diffcf.cli import main
 from diffcf.commands.models import find_models
 from diffcf.counterfactuals import METHODS, Exemplars
+from diffcf.data.phantom.folder import PhantomSet, write_scenes
+from diffcf.data.phantom.labels import MALIGNANCY
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.generators.attributes import AttributeDirections
 from diffcf.options import ExplainOptions
@@ -250,6 +252,34 @@ def test_introspection(attributes, trained) -> None:
     [typical] = result(trained[0], "introspection", "tiny_typicality")["rows"]
     assert -1 <= typical["score"] <= 1
     assert (trained[0] / "runs" / "tiny" / "figures" / "introspection_tiny.png").stat().st_size > 5000
+
+
+def test_attribution(trained) -> None:
+    write_scenes(PhantomSet("nodule", 240, size=16), "runs/tiny/nodules")
+    run("evaluation", "attribution")
+    rows = result(trained[0], "attribution")["rows"]
+    assert [row["attribute"] for row in rows] == list(MALIGNANCY.terms)
+    for row in rows:
+        assert 0 <= row["causal"] <= 1
+        assert row["violated"] <= row["falls"] <= row["cells"]
+        assert row["effect"] * MALIGNANCY.terms[row["attribute"]][0] > 0 or abs(row["effect"]) < 0.15
+    for row in result(trained[0], "attribution", "tiny_edges")["rows"]:
+        assert row["found"] or row["found_here"]
+    rows = result(trained[0], "attribution", "tiny_truth")["rows"]
+    assert {row["nodules"] for row in rows} == {"as drawn", "two levels", "two levels, odds x 10"}
+    for row in rows:
+        assert 0 <= row["found"] <= row["sufficient"] <= 1
+    best = [row for row in rows if row["model"] == "known" and row["nodules"].endswith("10")]
+    assert all(row["found"] > 0.85 for row in best)
+    assert (trained[0] / "runs" / "tiny" / "figures" / "attribution_tiny.png").stat().st_size > 5000
+    for more, says in (
+        (("--phantom_seed", "1"), "not the nodules of the phantom set with seed 1"),
+        (("--without", "[colour]", "--phantom_seed", "null"), "expected some, not all, of spiculation"),
+        (("--coding", "lidc"), "their coding is 'middle'"),
+        (("--coding", "lidc", "--phantom_seed", "null"), "no case of train has a label of 0 or 1 and all of subtlety"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            run("evaluation", "attribution", *more)
 
 
 def test_explain_in_attribute_space(attributes, trained) -> None:

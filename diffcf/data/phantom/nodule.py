@@ -67,8 +67,8 @@ def nodule_scene(
     check_size(size)
     if not 0.1 <= spacing <= 5:
         raise ConfigError(f"spacing {spacing} mm: expected 0.1 to 5 mm a pixel.")
-    rated = _rated(seed, attributes or {}, imbalance)
-    label = int(stream(seed, "label").random() < MALIGNANCY.probability(rated))
+    rated, noise_of_label = nodule_draw(seed, attributes=attributes, imbalance=imbalance)
+    label = int(noise_of_label < MALIGNANCY.probability(rated))
     if twin:
         label = 1 - label
         rated = _twin(seed, attributes or {}, imbalance, label)
@@ -93,6 +93,19 @@ def nodule_scene(
         probability=probability,
         **marks,
     )
+
+
+def nodule_draw(
+    seed: int, *, attributes: Mapping[str, float] | None = None, imbalance: float | None = None
+) -> tuple[dict[str, float], float]:
+    """What `nodule_scene` draws a nodule's label from, without the picture: its attributes, and the label's own noise.
+
+    The noise u is uniform in [0, 1), depends on the seed alone, and the label is 1 where u < `MALIGNANCY.probability`
+    of the attributes: with u held fixed, other attributes give the label that this very nodule would have had.
+
+    Errors: as `nodule_scene`.
+    """
+    return _rated(seed, attributes or {}, imbalance), float(stream(seed, "label").random())
 
 
 def _twin(seed: int, given: Mapping[str, float], imbalance: float | None, label: int) -> dict[str, float]:

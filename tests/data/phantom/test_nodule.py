@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffcf.data.phantom import Scene, nodule_scene
+from diffcf.data.phantom.nodule import nodule_draw
 
 RATINGS = ("subtlety", "sphericity", "margin", "lobulation", "spiculation", "texture")
 
@@ -109,3 +110,25 @@ def test_a_twin_differs_by_its_nodule_and_is_of_the_other_class(seed: int) -> No
     assert not (changed & ~(scene.cause | twin.cause).astype(bool)).any()
     larger = twin.attributes["diameter"] > scene.attributes["diameter"]
     assert larger == bool(twin.label)
+
+
+def test_the_draw_of_a_label_is_known_without_the_picture() -> None:
+    for seed in (3, 1_000_003, 2_000_004):
+        for wanted in ({}, {"spiculation": 1.0, "diameter": 20.0}):
+            scene = nodule_scene(seed, 16, attributes=wanted, imbalance=0.3)
+            drawn, noise = nodule_draw(seed, attributes=wanted, imbalance=0.3)
+            assert drawn == scene.attributes
+            assert scene.label == int(noise < scene.probability)
+            assert noise == nodule_draw(seed)[1]
+
+
+def test_scenes_are_what_they_were() -> None:
+    """Data sets made before stay reproducible: the first nodule of the set with seed 0."""
+    scene = nodule_scene(1_000_000)
+    assert scene.attributes == {
+        "subtlety": 2.892, "sphericity": 2.717, "margin": 2.68, "lobulation": 3.281, "spiculation": 5.0,
+        "texture": 5.0, "diameter": 13.926,
+    }  # fmt: skip
+    assert scene.label == 1
+    assert round(scene.probability, 6) == 0.998833
+    assert round(float(scene.scan.volume.mean()), 3) == -712.718
