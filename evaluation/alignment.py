@@ -79,7 +79,7 @@ class Config:
     reference: str | None = None
     shortcut: Shortcut | None = None
     widen: int = 2
-    inner: Inner = field(default_factory=lambda: Inner(distance_weight=0.1, solver=GaussNewton(20), adjoint=Detached()))
+    inner: Inner = field(default_factory=lambda: Inner(distance_weight=0.1, solver=GaussNewton(20)))
     generator: str | None = None
     decoded: int = 10
     occlusion: Occlusion = field(default_factory=Occlusion)
@@ -141,7 +141,7 @@ def judge(blackbox: BlackBox, scene: Scene, config: Config) -> Cases:
         figures[f"{name}_precision"] = saliency_precision(shown, region)
         if name == "saliency":
             figures |= {"relevance_mass": relevance_mass(shown, region), "pointing": pointing(shown, region)}
-    loss = AlignmentLoss(blackbox, config.inner)
+    loss = AlignmentLoss(blackbox, replace(config.inner, adjoint=Detached()))
     found = [loss(*parts) for parts in zip(scene.chance.split(64), region.split(64), strict=True)]
     figures["roi_precision"] = 1 - torch.cat([part.outside for part in found])
     figures["validity"] = torch.cat([part.valid for part in found]).double()
