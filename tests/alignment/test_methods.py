@@ -1,0 +1,171 @@
+"""What methods add to the loss, against their formulas; the monitor; regions."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from diffcf.alignment.loss import Inner
+from diffcf.alignment.methods import Augmented, Batch, CounterfactualAlignment, RightReasons, TrainingLoss, Vanilla
+from diffcf.alignment.monitor import Monitor
+from diffcf.alignment.regions import regions_of
+from diffcf.errors import ConfigError
+from diffcf.implicit import GaussNewton
+
+
+def test_vanilla_is_cross_entropy(small, scene) -> None:
+    image, label, region = scene
+    classifier = small()
+    weights = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    loss = TrainingLoss(classifier, Vanilla().terms(classifier), weights)
+    assert torch.allclose(loss(image, label, region, 0.0), F.cross_entropy(classifier(image), label, weights))
+    assert set(loss.seen) == {"cross_entropy", "majority"}
+
+
+@pytest.mark.parametrize("form", ["squared", "normalised"])
+def test_right_reasons_against_finite_differences_of_the_image(form, small, scene) -> None:
+    image, label, region = scene
+    classifier = small()
+    found = RightReasons(2.0, form).terms(classifier)(Batch(image, label, region), 0.0)
+
+    def score(x: torch.Tensor) -> torch.Tensor:
+        scores = F.log_softmax(classifier(x), 1)
+        if form == "squared":
+            return scores.sum(1)
+        return scores[torch.arange(len(x)), label] - scores[torch.arange(len(x)), 1 - label]
+
+    slope = torch.zeros_like(image)
+    with torch.no_grad():
+        for y in range(image.shape[-2]):
+            for x in range(image.shape[-1]):
+                moved = torch.zeros_like(image)
+                moved[..., y, x] = 1e-6
+                slope[..., y, x] = ((score(image + moved) - score(image - moved)) / 2e-6)[:, None, None]
+    outside = slope * (1 - region)
+    if form == "squared":
+        wanted = outside.square().flatten(1).sum(1)
+    else:
+        wanted = outside.abs().flatten(1).sum(1) / slope.abs().flatten(1).sum(1)
+    assert float(found.detach()) == pytest.approx(2 * float(wanted.mean()), rel=1e-5)
+
+
+def test_right_reasons_reach_every_weight(small, scene) -> None:
+    classifier = small()
+    loss = TrainingLoss(classifier, RightReasons().terms(classifier))
+    loss(*scene, 0.0).backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in classifier.parameters())
+
+
+def test_augmentation_keeps_the_region_and_fills_it(small, scene) -> None:
+    image, label, region = scene
+    seen: list[torch.Tensor] = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return torch.zeros(len(x), 2, dtype=x.dtype)
+
+    torch.manual_seed(0)
+    found = Augmented(0.5).terms(Spy())(Batch(image, label, region), 0.0)
+    factual, filled = seen
+    assert torch.equal(factual * region, image * region)
+    assert torch.equal(factual * (1 - region), image.roll(1, 0) * (1 - region))
+    assert torch.equal(filled * (1 - region), image * (1 - region))
+    assert not torch.allclose(filled * region, image * region)
+    assert float(filled.abs().max()) <= 1
+    assert float(found) == pytest.approx(0.5 * 2 * torch.log(torch.tensor(2.0)).item())
+
+
+def test_a_share_of_the_batch_and_a_rising_weight(small, scene) -> None:
+    image, label, region = scene
+    classifier = small()
+    inner = Inner(distance_weight=0.3, solver=GaussNewton(2))
+    whole = CounterfactualAlignment(2.0, inner=inner).terms(classifier)(Batch(image, label, region), 0.0)
+    half = CounterfactualAlignment(2.0, inner=inner, share=0.5).terms(classifier)(Batch(image, label, region), 0.0)
+    first = CounterfactualAlignment(2.0, inner=inner).terms(classifier)(Batch(image[:3], label[:3], region[:3]), 0.0)
+    assert torch.allclose(half, first)
+    assert not torch.allclose(half, whole)
+    rising = CounterfactualAlignment(2.0, inner=inner, wait=0.5).terms(classifier)
+    assert float(rising(Batch(image, label, region), 0.0).detach()) == 0
+    assert torch.allclose(rising(Batch(image, label, region), 0.25), whole / 2)
+    assert torch.allclose(rising(Batch(image, label, region), 0.8), whole)
+
+
+@pytest.mark.parametrize("wrong", [{"align_weight": 0.0}, {"share": 0.0}, {"share": 1.5}, {"wait": 1.0}])
+def test_settings_that_cannot_be_meant(wrong) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        CounterfactualAlignment(**wrong)
+
+
+def test_the_monitor_means_and_forgets(small, scene) -> None:
+    classifier = small()
+    loss = TrainingLoss(classifier, CounterfactualAlignment(inner=Inner(distance_weight=0.3)).terms(classifier))
+    monitor = Monitor(loss)
+    kept = []
+    for _ in range(2):
+        loss(*scene, 0.0)
+        kept.append(float(loss.seen["outside"]))
+        monitor.take()
+        monitor.take()  # a batch counts once
+        with torch.no_grad():
+            classifier.net[0].weight += 0.05
+    assert monitor.figures()["outside"] == pytest.approx(sum(kept) / 2)
+    assert monitor.figures() == {}
+
+
+def test_the_monitor_warns_of_a_collapse(small, scene) -> None:
+    classifier = small()
+    loss = TrainingLoss(classifier, Vanilla().terms(classifier))
+    monitor = Monitor(loss)
+    one_class = torch.tensor([[1.0, 0.0]]).expand(10, 2)
+    labels = torch.tensor([0, 1] * 5)
+    (said,) = monitor.warnings(one_class, labels)
+    assert "majority" in said
+    assert not monitor.warnings(one_class, torch.zeros(10, dtype=torch.long))
+    loss.seen = {"validity": torch.tensor(0.01)}
+    assert "have died" in monitor.warnings(torch.eye(2).repeat(5, 1), labels)[0]
+
+
+def scans(masks: torch.Tensor | None, has_mask: list[bool] | None = None):
+    count = 3 if masks is None else len(masks)
+    return SimpleNamespace(
+        masks=masks,
+        has_mask=torch.tensor(has_mask or [True] * count),
+        rows=[SimpleNamespace(path=f"{i}.npz") for i in range(count)],
+    )
+
+
+def test_regions_are_widened() -> None:
+    masks = torch.zeros(3, 2, 1, 9, 9)
+    masks[..., 4, 4] = 1
+    region = regions_of(scans(masks), 2)
+    assert region[0, 1, 0].sum() == 25
+    assert region[0, 1, 0, 2:7, 2:7].all()
+    assert torch.equal(regions_of(scans(masks), 0), masks)
+
+
+def test_regions_that_cannot_be_used() -> None:
+    masks = torch.zeros(3, 1, 1, 9, 9)
+    masks[..., 4, 4] = 1
+    with pytest.raises(ConfigError, match="mask=True"):
+        regions_of(scans(None), 0)
+    with pytest.raises(ConfigError, match=r"1 scan\(s\) with no mask: 1\.npz"):
+        regions_of(scans(masks, [True, False, True]), 0)
+    empty = masks.clone()
+    empty[2] = 0
+    with pytest.raises(ConfigError, match=r"empty in the field: 2\.npz"):
+        regions_of(scans(empty), 0)
+    with pytest.raises(ConfigError, match="whole field"):
+        regions_of(scans(masks), 9)
+    with pytest.raises(ConfigError, match="widen"):
+        regions_of(scans(masks), -1)
+    with pytest.warns(UserWarning, match="says little"):
+        regions_of(scans(masks), 3)
+
+
+def test_settings_are_values() -> None:
+    assert dataclasses.replace(CounterfactualAlignment(), align_weight=2.0) == CounterfactualAlignment(2.0)

@@ -1,0 +1,60 @@
+"""Our own small architectures, through timm's door."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from diffcf.cards import ClassifierCard, Preparation
+from diffcf.classifiers import bagnet, cnn7
+from diffcf.classifiers.blackbox import load_blackbox, save_blackbox
+from diffcf.classifiers.network import build_classifier
+from diffcf.errors import CheckpointError, ConfigError
+
+
+@pytest.mark.parametrize("name", ["diffcf_cnn7", "diffcf_bagnet"])
+def test_saved_and_read_again(name: str, tmp_path) -> None:
+    preparation = Preparation(size=32, slices=2)
+    card = ClassifierCard(preparation, ["a", "b", "c"], architecture=name, architecture_args={"width": 8})
+    classifier = build_classifier(card).eval()
+    assert classifier.head is not None
+    save_blackbox(classifier, card, tmp_path / "box")
+    blackbox = load_blackbox(tmp_path / "box")
+    image = blackbox.example()
+    assert torch.equal(blackbox(image), classifier(image))
+    assert blackbox.capabilities.input_gradients
+    with pytest.raises(ConfigError, match="pretrained"):
+        timm.create_model(name, pretrained=True)
+    with pytest.raises(CheckpointError, match="width 6"):
+        build_classifier(ClassifierCard(preparation, ["a", "b"], architecture=name, architecture_args={"width": 6}))
+
+
+def reach(network: torch.nn.Module, place: tuple[int, int], size: int = 64) -> torch.Tensor:
+    """Which pixels one place of the last maps sees."""
+    picture = torch.rand(1, 1, size, size, requires_grad=True)
+    maps = network.forward_features(picture)
+    (slope,) = torch.autograd.grad(maps[0, :, place[0], place[1]].sum(), picture)
+    return slope[0, 0] != 0
+
+
+def test_a_place_of_a_bagnet_sees_17_pixels() -> None:
+    network = bagnet.BagNet(width=4)
+    for module in network.modules():
+        if isinstance(module, torch.nn.GroupNorm):  # its statistics see everything; the convolutions do not
+            module.forward = lambda x: x
+    seen = reach(network, (8, 8))
+    assert int(seen.any(0).sum()) <= 17
+    assert int(seen.any(1).sum()) <= 17
+
+
+def test_outside_its_box_the_oracle_sees_nothing() -> None:
+    network = cnn7.CNN7(width=4, box=16)
+    picture = torch.rand(1, 1, 64, 64, requires_grad=True)
+    (slope,) = torch.autograd.grad(network(picture)[0, 1], picture)
+    seen = slope[0, 0] != 0
+    assert seen[24:40, 24:40].any()
+    seen[24:40, 24:40] = False
+    assert not seen.any()
+    with pytest.raises(ConfigError, match="box -1"):
+        cnn7.CNN7(box=-1)
