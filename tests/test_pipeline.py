@@ -207,6 +207,14 @@ def test_alignment_is_trained_and_judged(trained) -> None:
         assert 0 < row["chance"] < 0.5
     assert "accuracy_std" in aligned
     assert "decoded_validity" in aligned
+    run("evaluation", "implicit")
+    measured = result(trained[0], "implicit")["rows"]
+    good = [row for row in measured if "sign" in row]
+    assert {row["method"] for row in good} <= {"gauss_newton", "cg", "jacobian_free"}
+    assert all(-1 <= row["cosine"] <= 1 for row in good)
+    cost = {row["method"]: row for row in measured if "saved_mb" in row}
+    assert cost["unrolled"]["time_ratio"] == 1
+    assert cost["gauss_newton"]["saved_mb"] < cost["unrolled"]["saved_mb"]
 
 
 def test_indeterminate(trained) -> None:
