@@ -125,6 +125,11 @@ class Protocol(nn.Module):
         """Network evaluations per image so far."""
         return self.inverting.forwards + self.decoding.forwards
 
+    @property
+    def previews(self) -> bool:
+        """Whether `preview` is something else than the full decode."""
+        return self.way.previews and self.decoding.previews
+
     def encode_semantic(self, image: Tensor) -> Tensor:
         """The semantic code alone."""
         return self.inverting.encode_semantic(image)

@@ -357,6 +357,7 @@ def test_exemplars_beside_the_agent_make_them_the_default(trained) -> None:
     assert said["provenance"]["method"]["name"] == "Exemplar"
     assert "exemplars" not in said["provenance"]["method"]  # no path of the machine
     assert said["decision"]["agent"]["factual"] is not None
+    assert said["search"]["path_previewed"]
 
 
 def test_a_method_that_needs_exemplars_says_how_to_get_them(trained, capsys) -> None:
