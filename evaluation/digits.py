@@ -7,7 +7,7 @@ Held-out digits that the black box classifies correctly. Three tables, and a pic
 NAME (Fig. 2): scans of the class `subject` turned into every other class. `validity` is the share that gets the asked
 score, `decision_validity` the share whose predicted class is the target; `proximity_l1` the mean absolute change in
 units of the window (grey levels), `sparsity` the share of pixels that change visibly. `detour` is the share of paths on
-which the black box takes an inner frame for a third class, `through` the class that is met most often.
+which the black box takes an inner frame for a third class, `through` those classes, and in how many paths.
 
 NAME_prototypes (Fig. 3): the scans of every class of which the black box is least sure, asked for more of it; `before`
 and `after` are its scores of the class. `to_mean`: by how much the digit comes nearer to the mean of its class over
@@ -267,13 +267,13 @@ def criticisms(bench: Bench) -> tuple[list[dict[str, Any]], Strips]:
                     strips.setdefault(name, []).append(strip)
         for target in (None, *dict.fromkeys(task.target for task in tasks)):
             index = [i for i, task in enumerate(tasks) if target in (None, task.target)]
-            through = Counter(k for i in index for k in set(thirds[i])).most_common(1)
+            through = Counter(bench.classes[k] for i in index for k in set(thirds[i])).most_common()
             row = bench.row(
                 name, method, [tasks[i] for i in index], gathered([figures[i] for i in index]), default=False
             )
             row["default"] = place == 0 and target is None
             row["target"] = "all" if target is None else bench.classes[target]
-            row["through"] = f"{bench.classes[through[0][0]]} ({through[0][1]})" if through else "none"
+            row["through"] = ", ".join(f"{name} ({count})" for name, count in through) or "none"
             rows.append(row)
     return rows, strips
 
