@@ -52,6 +52,7 @@ class ExplainSettings:
     residual_carry: keep in the counterfactual what the decoder cannot reproduce (`Ray`); None is the method's own way.
     batch: scans decoded at once.
     path_points: n of the path.
+    full_path: decode its inner frames in full, too, where they would be previews (`diffcf.counterfactuals.path`).
     thresholds: of the trust checks.
     """
 
@@ -60,6 +61,7 @@ class ExplainSettings:
     residual_carry: bool | None = None
     batch: int = 16
     path_points: int = 9
+    full_path: bool = False
     thresholds: TrustThresholds = field(default_factory=TrustThresholds)
 
 
@@ -209,7 +211,7 @@ class Explainer:
             roi=None if roi is None else roi.to(device),
             batch=self.settings.batch,
         )
-        way = path(found, self.settings.path_points)
+        way = path(found, self.settings.path_points, full=self.settings.full_path)
         floor = self._floor(found, seed)
         psnrs = worst_psnr(found.ray.reconstruction, images)
         seconds = (time.perf_counter() - started) / len(images)
@@ -271,6 +273,7 @@ class Explainer:
             path_probability=mine.probability[:, None],
             path_agent_probability=mine.agent_probability[:, None],
             residual_carry=ray.residual_carry,
+            path_previewed=found.previewed and not self.settings.full_path,
             cost=Cost(
                 generator_forwards=int(ray.effort.generator_forwards[sample]),
                 generator_backwards=int(ray.effort.generator_backwards[sample]),

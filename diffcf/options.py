@@ -91,6 +91,7 @@ class ExplainOptions(RunOptions, ScanOptions):
         str | None, "mask (NIfTI, or any scan format) of the only place that may change", None, "MASK"
     )
     residual_carry: bool = option(bool, "keep in the counterfactual what the decoder cannot reproduce", False)
+    full_path: bool = option(bool, "decode every frame of the path in full, where most would be previews", False)
     sampler: str | None = option(str | None, "ddim, dpm or obelm (default: the generator's)", None, "NAME")
     steps: int | None = option(
         int | None, "generator evaluations to encode, and to decode, an image (default: the generator's, 20)", None, "N"

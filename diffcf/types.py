@@ -149,7 +149,8 @@ class Explanation:
 
     Images are "b s c h w" in [-1, 1] of the generator's window; scores are black-box probabilities "b k".
     `reference` is what `difference` is taken against: the reconstruction for the plain decode, the factual image with
-    residual carry. `path_*` run over the n points of the search, from one class to the other, the start included.
+    residual carry. `path_*` run over the n points of the search, from one class to the other, the start included;
+    `path_previewed`: those that are neither the start nor an end are previews, of one evaluation each.
     """
 
     factual: Tensor
@@ -171,6 +172,7 @@ class Explanation:
     path_probability: Tensor  # black box, "n b k"
     path_agent_probability: Tensor  # agent, "n b k"; NaN without one
     residual_carry: bool
+    path_previewed: bool
     cost: Cost
     trust: tuple[TrustCheck, ...] = field(default_factory=tuple)
     attributes: tuple[AttributeChange, ...] = ()  # changed ones, the largest change first; of attribute searches only

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +16,11 @@ from diffcf.counterfactuals import path
 if TYPE_CHECKING:
     from asking import Asked
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, FigureBase
 
 SHOWN = 5  # points of a way, and attributes beside it
+CELL = 0.75  # inches of a picture, where strips stand side by side
+DPI, COLOURS = 90, 48  # of those
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,46 @@ def draw(rows: Sequence[Strip], place: Path) -> None:
     """Write the rows as a PNG; bars in standard deviations, right for more and left for less."""
     from matplotlib.figure import Figure
 
-    count, with_bars = max(len(row.images) for row in rows), any(row.bars for row in rows)
-    widths = [1.0] * count + [2.6] * with_bars
-    figure = Figure(figsize=(1.2 * sum(widths), 1.35 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(1.2 * sum(_widths(rows)), 1.35 * len(rows)), layout="constrained")
+    fill(figure, rows)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(place, dpi=100, metadata={"Software": None})
+
+
+def draw_beside(blocks: Mapping[str, Sequence[Strip]], place: Path) -> None:
+    """Write blocks of rows side by side, each under its name, as a PNG."""
+    from matplotlib.figure import Figure
+
+    widths = [sum(_widths(rows)) + 0.6 for rows in blocks.values()]
+    height = max(len(rows) for rows in blocks.values())
+    figure = Figure(figsize=(CELL * sum(widths), CELL * 1.25 * height + 0.3), layout="constrained")
+    parts = figure.subfigures(1, len(blocks), squeeze=False, width_ratios=widths)[0]
+    for part, (name, rows) in zip(parts, blocks.items(), strict=True):
+        part.suptitle(name, fontsize=9)
+        fill(part, rows, "nearest")
+    save_small(figure, place)
+
+
+def save_small(figure: Figure, place: Path) -> None:
+    """Write a figure as a PNG of few colours."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(COLOURS).save(place, optimize=True)
+
+
+def _widths(rows: Sequence[Strip]) -> list[float]:
+    """Relative widths of the columns."""
+    return [1.0] * max(len(row.images) for row in rows) + [2.6] * any(row.bars for row in rows)
+
+
+def fill(figure: FigureBase, rows: Sequence[Strip], interpolation: str | None = None) -> None:
+    """Draw the rows into a figure or a part of one."""
+    count, with_bars, widths = max(len(row.images) for row in rows), any(row.bars for row in rows), _widths(rows)
     axes = figure.subplots(len(rows), count + with_bars, squeeze=False, gridspec_kw={"width_ratios": widths})
     for row, line in zip(rows, axes, strict=True):
         for column in range(count):
@@ -63,13 +103,11 @@ def draw(rows: Sequence[Strip], place: Path) -> None:
             if column >= len(row.images):
                 line[column].axis("off")
                 continue
-            line[column].imshow(row.images[column], cmap="gray", vmin=-1, vmax=1)
+            line[column].imshow(row.images[column], cmap="gray", vmin=-1, vmax=1, interpolation=interpolation)
             line[column].set_title(row.words[column], fontsize=7)
         line[0].set_ylabel(row.label, fontsize=7)
         if with_bars:
             _bars(line[-1], row.bars)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(place, dpi=100, metadata={"Software": None})
 
 
 def _bars(axis: Axes, bars: dict[str, float]) -> None:

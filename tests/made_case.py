@@ -77,6 +77,7 @@ def made_case(
             path_probability=path,
             path_agent_probability=path * 0.9 + 0.05,
             residual_carry=residual_carry,
+            path_previewed=False,
             cost=Cost(220, 0, 12, 3.5, 812.0),
             trust=tuple(
                 TrustCheck(name, name not in failed, 0.3 if name in failed else 0.05, 0.1, messages.get(name, "fine"))

@@ -92,7 +92,8 @@ def test_options_arrive(explains, tmp_path):
     asked = explains()
     code = explain(
         tmp_path / "out", "--centre-mm", "-61.5,12,-140", "--slices", "-12.5mm,3mm", "--target", "1",
-        "--probability", "0.9", "--series-uid", "1.2.840", "--allow-tilt", "--residual-carry", "--seed", "7",
+        "--probability", "0.9", "--series-uid", "1.2.840", "--allow-tilt", "--residual-carry", "--full-path",
+        "--seed", "7",
     )  # fmt: skip
     assert code == 0
     options = asked[0]
@@ -100,6 +101,7 @@ def test_options_arrive(explains, tmp_path):
     assert (options.probability, options.series_uid, options.seed) == (0.9, "1.2.840", 7)
     assert options.allow_tilt
     assert options.residual_carry
+    assert options.full_path
     assert not options.overwrite
 
 

@@ -217,6 +217,36 @@ def test_alignment_is_trained_and_judged(trained) -> None:
     assert cost["gauss_newton"]["saved_mb"] < cost["unrolled"]["saved_mb"]
 
 
+def test_digits(trained) -> None:
+    run("evaluation", "digits")
+    rows = result(trained[0], "digits")["rows"]
+    assert [(row["method"], row["target"], row["n"]) for row in rows] == [
+        (name, target, 2) for name in ("latent", "minimal") for target in ("all", "right")
+    ]
+    assert [row["default"] for row in rows] == [True, False, False, False]
+    for row in rows:
+        assert 0 <= row["validity"] <= row["decision_validity"] <= 1
+        assert row["transfer_validity"] == row["decision_validity"]  # the other classifier is the black box itself
+        assert (row["detour"], row["through"]) == (0, "none")  # of two classes
+    for row in result(trained[0], "digits", "tiny_prototypes")["rows"]:
+        assert row["n"] == 4
+        assert row["before"] <= row["after"] + 1e-6
+        assert row["asked"] == 0.9
+    rows = result(trained[0], "digits", "tiny_regulariser")["rows"]
+    assert [(row["method"], row["weight"], row["lambda"]) for row in rows] == [
+        (name, weight, each) for name in ("minimal", "latent") for weight, each in ((0, None), (1000, 0.001))
+    ]
+    for free, held in (rows[:2], rows[2:]):
+        assert held["proximity_l1"] < free["proximity_l1"]
+        assert held["validity"] <= free["validity"]
+    for part in ("", "_prototypes", "_regulariser"):
+        assert (trained[0] / "runs" / "tiny" / "figures" / f"digits_tiny{part}.png").stat().st_size > 5000
+    with pytest.raises(ConfigError, match="'8': expected one of left, right"):
+        run("evaluation", "digits", "--subject", "8")
+    with pytest.raises(ConfigError, match="no weight of the distance"):
+        load("evaluation", "digits").Weighted(METHODS["latent-shift"](), [1.0]).at(1.0)
+
+
 def test_indeterminate(trained) -> None:
     run("evaluation", "indeterminate")
     rows = result(trained[0], "indeterminate")["rows"]
@@ -415,6 +445,7 @@ def test_exemplars_beside_the_agent_make_them_the_default(trained) -> None:
     assert said["provenance"]["method"]["name"] == "Exemplar"
     assert "exemplars" not in said["provenance"]["method"]  # no path of the machine
     assert said["decision"]["agent"]["factual"] is not None
+    assert said["search"]["path_previewed"]
 
 
 def test_a_method_that_needs_exemplars_says_how_to_get_them(trained, capsys) -> None:

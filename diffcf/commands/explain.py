@@ -79,6 +79,7 @@ def make_case(options: ExplainOptions) -> Case:
             ExplainSettings(
                 method=_method(options, models),
                 residual_carry=True if options.residual_carry or options.roi else None,
+                full_path=options.full_path,
             ),
             card=options.card,
             device=device,

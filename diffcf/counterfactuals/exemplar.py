@@ -154,7 +154,7 @@ class Exemplar(Method):
         carried = None
         if self.trim is not None and ray.residual_carry:
             carried = self.trim(ray, best * scale, target, search.probability)
-        return Proposal((best - origin) * scale, ray.glimpse_at, whole=True, carried=carried)
+        return Proposal((best - origin) * scale, ray.glimpse_at, whole=True, carried=carried, previewed=True)
 
     def _seed(self, change: Tensor) -> Tensor:
         """The places "b s h w" that a change of codes "b s d h w" moves most, as a mask."""

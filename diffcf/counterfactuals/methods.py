@@ -36,7 +36,8 @@ class Proposal:
     cost little; the line search starts where they cross, and at step 1 where there are none. whole: an answer as it
     stands: where its own point (step 1) reaches the probability, the line search does not come back from there.
     carried: the share of every pixel's change that is carried, "b s c h w", in place of the method's gate. longest: the
-    largest step at which the line is still meant.
+    largest step at which the line is still meant. previewed: the search itself looks at previews (`Ray.glimpse`), so
+    that the frames of its path may be some.
     """
 
     direction: Tensor
@@ -44,6 +45,7 @@ class Proposal:
     whole: bool = False
     carried: Tensor | None = None
     longest: float = math.inf
+    previewed: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class LatentShift(Method):
         _, slope = gradient(score, code, everyone(ray))
         size = slope.flatten(1).norm(dim=1)
         unit = slope * per_sample(torch.where(size > 0, 1 / size, 0.0), slope)
-        return Proposal(unit * per_sample(code.flatten(1).norm(dim=1), code), ray.glimpse_at)
+        return Proposal(unit * per_sample(code.flatten(1).norm(dim=1), code), ray.glimpse_at, previewed=True)
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Latent(Method):
         scale, origin = standardised(ray)
         start = origin if ray.agent is None else self.alone(ray, target, search)
         found = self.solver(self.objective(ray, target, search), start, ray.recorder(scale))
-        return Proposal((found.value - origin) * scale, ray.glimpse_at)
+        return Proposal((found.value - origin) * scale, ray.glimpse_at, previewed=True)
 
     def alone(self, ray: Ray, target: Tensor, search: StepSearch) -> Tensor:
         """Where the agent alone would go, in standardised codes; decodes nothing."""
@@ -233,7 +235,7 @@ class Minimal(Method):
                 best = torch.where(per_sample(reached, best), found.value, best)
                 low, high = torch.where(reached, weight, low), torch.where(reached, high, weight)
             weight = (low * high).sqrt()
-        return Proposal(best - origin, ray.glimpse_at)
+        return Proposal(best - origin, ray.glimpse_at, previewed=True)
 
 
 @dataclass(frozen=True)

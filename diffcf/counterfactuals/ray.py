@@ -123,6 +123,13 @@ class Ray:
         return self.factual if self.residual_carry else self.reconstruction
 
     @property
+    def previews_fit(self) -> bool:
+        """Whether a preview can stand between full decodes: it is one evaluation in place of many, of a code that holds
+        most of the image, and residual carry compares it with a preview, so that nothing but the change is shown."""
+        known = (getattr(self.generator, name, False) for name in ("spatial", "previews"))
+        return self.residual_carry and all(known)
+
+    @property
     def start(self) -> Points:
         """The points of step 0, which cost nothing more."""
         return Points(
@@ -144,12 +151,18 @@ class Ray:
         return None if kept is None else lambda value: kept.append(value.detach().clone() * scale)
 
     @torch.no_grad()
-    def at(self, index: Tensor, step: Tensor) -> Points:
-        """Decode and score samples `index` ("m", repeats allowed) shifted by `step` ("m")."""
+    def at(self, index: Tensor, step: Tensor, *, preview: bool = False) -> Points:
+        """Decode and score samples `index` ("m", repeats allowed) shifted by `step` ("m").
+
+        preview: in one evaluation each, as `glimpse` does.
+        """
         parts = []
         for chosen, steps in zip(index.split(self.batch), step.split(self.batch), strict=True):
             code = shifted(take(self.code, chosen), self.direction[chosen], steps)
-            image = self._composed(self.decode(code, chosen), self._base, chosen)
+            if preview:
+                image = self.glimpse(code.semantic, chosen)
+            else:
+                image = self._composed(self.decode(code, chosen), self._base, chosen)
             parts.append(Points(steps, code.semantic, image, self.score(code, image, chosen), self.ask_agent(code)))
         return Points.join(parts)
 

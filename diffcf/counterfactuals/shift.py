@@ -61,6 +61,11 @@ class Counterfactuals:
         return Solution(self.end.semantic, self.found.converged, self.found.evaluations, self.found.bracket)
 
     @property
+    def previewed(self) -> bool:
+        """Whether the inner frames of `path` are previews where full ones are not asked for."""
+        return self.proposal.previewed and self.ray.previews_fit
+
+    @property
     def asked_agent(self) -> bool:
         """Whether an agent has read the codes."""
         return self.ray.agent is not None
@@ -148,12 +153,12 @@ def _frames(ray: Ray) -> Tensor | None:
 
 
 def walk(
-    ray: Ray, wanted: Tensor, search: StepSearch, cheap: ProbabilitiesAt | None, *, sign: int
+    ray: Ray, wanted: Tensor, search: StepSearch, cheap: ProbabilitiesAt | None, *, sign: int, strict: bool = False
 ) -> tuple[Points, StepFound]:
     """Search along the ray (sign 1) or against it (-1) for the asked probability of class `wanted`, int "b".
 
-    The first step tried is where `cheap`, which costs no decoding, reaches it; None tries step 1. Returns the points
-    with signed steps.
+    The first step tried is where `cheap`, which costs no decoding, reaches it; None tries step 1. strict: where it
+    never does, nothing is decoded. Returns the points with signed steps.
     """
     rounds: list[tuple[Tensor, Points]] = []
     start = ray.start
@@ -164,10 +169,11 @@ def walk(
         return probability_of(points.probability, wanted[index])
 
     given = probability_of(start.probability, wanted)
-    first = torch.ones_like(start.step)
+    first, among = torch.ones_like(start.step), None
     if cheap is not None:
-        first = _crossing(lambda index, step: cheap(index, sign * step), wanted, given, search)
-    found = find_step(by_blackbox, given, first, search)
+        first, crossed = _crossing(lambda index, step: cheap(index, sign * step), wanted, given, search)
+        among = crossed if strict else None
+    found = find_step(by_blackbox, given, first, search, among)
     ends = []
     for sample, turn in enumerate(found.round.tolist()):
         if turn < 0:
@@ -178,14 +184,15 @@ def walk(
     return Points.join(ends), found
 
 
-def _crossing(cheap: ProbabilitiesAt, wanted: Tensor, given: Tensor, search: StepSearch) -> Tensor:
-    """The step "b" at which the cheap probabilities reach the asked one, 1 where they do not.
+def _crossing(cheap: ProbabilitiesAt, wanted: Tensor, given: Tensor, search: StepSearch) -> tuple[Tensor, Tensor]:
+    """The step "b" at which the cheap probabilities reach the asked one, 1 elsewhere; and where they do, bool "b".
 
     given: what the black box gives at the start, "b"; where that is enough nothing is asked.
     """
-    samples, first = (given < search.probability).nonzero().squeeze(1), torch.ones_like(given)
+    crossed, first = given >= search.probability, torch.ones_like(given)
+    samples = (~crossed).nonzero().squeeze(1)
     if not len(samples):
-        return first
+        return first, crossed
 
     def along(index: Tensor, step: Tensor) -> Tensor:
         return probability_of(cheap(samples[index], step), wanted[samples[index]])
@@ -194,10 +201,11 @@ def _crossing(cheap: ProbabilitiesAt, wanted: Tensor, given: Tensor, search: Ste
     one = first[samples]
     guess = find_step(along, along(everyone, 0 * one), one, replace(search, evaluations=CHEAP_EVALUATIONS))
     first[samples] = torch.where(guess.reached, guess.step, one).clamp(min=SMALLEST_FIRST).to(first)
-    return first
+    crossed[samples] = guess.reached
+    return first, crossed
 
 
-def path(found: Counterfactuals, points: int = 9) -> Points:
+def path(found: Counterfactuals, points: int = 9, *, full: bool = False) -> Points:
     """The way from one class to the other: n points of rising step, fields "n b ..." (paper 004, Fig. 2).
 
     It ends at the counterfactual and holds the start. It begins where the black box gives the opposite class - its
@@ -206,6 +214,11 @@ def path(found: Counterfactuals, points: int = 9) -> Points:
     is one within `LONGEST_BACK`. Where the search never left the start, the path runs to one spread of the codes, to
     show what lies there.
 
+    Start, counterfactual and both ends are full decodes. The frames between them are previews, one evaluation each,
+    where the method itself searched on previews and residual carry puts them onto the scan (`previewed`; not for global
+    codes, whose previews are blurred). Then the way back, too, is decoded only where previews reach its end. full:
+    decode all of it. A score is always that of the image shown.
+
     Errors: ConfigError for fewer than 3 points.
     """
     if points < 3:
@@ -213,7 +226,8 @@ def path(found: Counterfactuals, points: int = 9) -> Points:
     ray = found.ray
     decided = ray.start.probability.scatter(1, rearrange(found.target, "b -> b 1"), -1.0)
     search = replace(found.search, longest=LONGEST_BACK, evaluations=min(MOST_BACK, found.search.evaluations))
-    opposite, behind = walk(ray, decided.argmax(1), search, found.proposal.cheap, sign=-1)
+    previewed = found.previewed and not full
+    opposite, behind = walk(ray, decided.argmax(1), search, found.proposal.cheap, sign=-1, strict=previewed)
     moved = rearrange(found.end.step > 0, "b -> b 1")
     samples = range(len(found.target))
     grids = [
@@ -228,9 +242,14 @@ def path(found: Counterfactuals, points: int = 9) -> Points:
     ]
     unknown = ~(known[0][0] | known[1][0] | known[2][0])
     sample = repeat(torch.arange(len(steps), device=steps.device), "b -> b n", n=points)
+    inner = torch.ones_like(unknown)
+    inner[:, [0, -1]] = False
+    seen = inner & previewed
     parts, places = [], []
-    if bool(unknown.any()):
-        parts, places = [ray.at(sample[unknown], steps[unknown])], [unknown.nonzero()]
+    for mask, preview in ((unknown & seen, True), (unknown & ~seen, False)):
+        if bool(mask.any()):
+            parts.append(ray.at(sample[mask], steps[mask], preview=preview))
+            places.append(mask.nonzero())
     for mask, source in known:
         parts.append(source[sample[mask]])
         places.append(mask.nonzero())

@@ -62,7 +62,13 @@ class StepFound:
     bracket: Tensor
 
 
-def find_step(probability_at: ProbabilityAt, start: Tensor, first: Tensor, settings: StepSearch) -> StepFound:
+def find_step(
+    probability_at: ProbabilityAt,
+    start: Tensor,
+    first: Tensor,
+    settings: StepSearch,
+    among: Tensor | None = None,
+) -> StepFound:
     """Find, for every sample, the smallest step at which `probability_at` reaches the asked probability.
 
     The step is doubled from `first` until the probability is reached, then the bracket is halved. For a probability
@@ -72,6 +78,7 @@ def find_step(probability_at: ProbabilityAt, start: Tensor, first: Tensor, setti
     is evaluated until its own search ends.
 
     probability_at: (indices "m", steps "m") -> probabilities "m" of those samples. start: "b", at step 0. first: "b".
+    among: bool "b", the samples to search; the others stay at the start. None is all.
     """
     asked = settings.probability
     zero, nowhere = torch.zeros_like(start), torch.full_like(start, torch.inf)
@@ -81,7 +88,8 @@ def find_step(probability_at: ProbabilityAt, start: Tensor, first: Tensor, setti
     evaluations = torch.zeros_like(which)
     reached = start >= asked
     converged = reached.clone()
-    done = reached.clone()
+    outside = torch.zeros_like(reached) if among is None else ~among
+    done = reached | outside
     trial = first.clamp(max=settings.longest)
     missed = rearrange(zero, "b -> b 1")  # every step at which the probability was asked and missed
     for turn in range(settings.evaluations):
@@ -108,7 +116,7 @@ def find_step(probability_at: ProbabilityAt, start: Tensor, first: Tensor, setti
         converged = converged | (reached & near)
         exhausted = ~reached & (low >= settings.longest)
         gap, between = _widest_gap(missed, step)
-        done = converged | (exhausted & (gap <= settings.resolution * settings.longest))
+        done = outside | converged | (exhausted & (gap <= settings.resolution * settings.longest))
         onwards = torch.where(exhausted, between, (2 * low).clamp(max=settings.longest))
         trial = torch.where(reached, (low + high) / 2, onwards)
     return StepFound(

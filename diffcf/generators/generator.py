@@ -93,7 +93,7 @@ class DiffusionGenerator(nn.Module):
         image the semantic code holds. A network that predicts epsilon says nothing of the image there, and is decoded
         in full. A pair of states shows its second.
         """
-        if self.onestep is None and self.model.config.prediction == "epsilon":  # pyright: ignore[reportAttributeAccessIssue]
+        if not self.previews:
             return self.decode(code)
         if code.stochastic is None:
             raise ConfigError("a code without x_T cannot be previewed; draw one with fresh_stochastic.")
@@ -109,6 +109,11 @@ class DiffusionGenerator(nn.Module):
     def spatial(self) -> bool:
         """Whether the semantic code is a map."""
         return self.model.config.code == "spatial"  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def previews(self) -> bool:
+        """Whether `preview` is something else than the full decode."""
+        return self.onestep is not None or self.model.config.prediction != "epsilon"  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def states(self) -> int:
@@ -175,6 +180,11 @@ class SliceWise(nn.Module):
     def spatial(self) -> bool:
         """Whether the semantic code is a map."""
         return self.generator.spatial
+
+    @property
+    def previews(self) -> bool:
+        """Whether `preview` is something else than the full decode."""
+        return getattr(self.generator, "previews", False)
 
     @property
     def forwards(self) -> int:

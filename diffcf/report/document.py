@@ -68,6 +68,7 @@ def document(case: Case) -> dict[str, Any]:
             "steps": int(explanation.solution.steps[0]),
             "residual": float(explanation.solution.residual[0]),
             "residual_carry": explanation.residual_carry,
+            "path_previewed": explanation.path_previewed,
         },
         "attributes": [dataclasses.asdict(changed) for changed in explanation.attributes],
         "path": [

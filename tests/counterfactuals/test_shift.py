@@ -159,3 +159,90 @@ def test_batches_change_nothing(make_world) -> None:
 def test_nothing_asks_for_gradients(make_world) -> None:
     found = find(make_world(), search=StepSearch())
     assert not any(value.requires_grad for value in (*found.end.fields(), found.ray.direction))
+
+
+@dataclasses.dataclass(frozen=True)
+class Previewing(Shift):
+    """The same line, searched on previews."""
+
+    residual_carry = True
+
+    def propose(self, ray, target, search):
+        return dataclasses.replace(super().propose(ray, target, search), cheap=ray.glimpse_at, previewed=True)
+
+
+def give_previews(world, kept: float = 0.9, spatial: bool = True):
+    """One evaluation that shows `kept` of the image; `decode` costs five."""
+
+    def preview(code):
+        image = kept * world.generator.decode(code)
+        world.generator.forwards -= world.generator.steps - 1
+        return image
+
+    world.generator.preview, world.generator.previews, world.generator.spatial = preview, True, spatial
+    return world
+
+
+def test_inner_frames_are_previews_between_full_ends(make_world) -> None:
+    world = give_previews(make_world(lost=2))
+    found = find(world, method=Previewing(metric="none"))
+    assert found.previewed
+    seen, full = path(found), path(found, full=True)
+    assert torch.equal(seen.step, full.step)
+    known = (seen.step == 0) | (seen.step == seen.step[0]) | (seen.step == seen.step[-1])
+    assert torch.equal(seen.image[known], full.image[known])
+    assert torch.equal(seen.probability[known], full.probability[known])
+    # Between them 0.9 of the change, on the same scan: what the preview lacks of the scan is not seen.
+    changes = [way.image - found.ray.factual for way in (seen, full)]
+    torch.testing.assert_close(changes[0][~known], 0.9 * changes[1][~known])
+    for point in seen:
+        torch.testing.assert_close(world.blackbox(point.image).softmax(1), point.probability)
+    assert (rising_share(seen.probability[:, torch.arange(4), found.target]) == 1).all()
+
+
+def test_a_preview_of_the_path_is_one_evaluation(make_world) -> None:
+    world = give_previews(make_world())
+    world.image = world.image * 4  # decided: the path begins at the start
+    spent = {}
+    for full in (False, True):
+        found = find(world, method=Previewing(metric="none"), search=StepSearch(0.75))
+        assert (found.start.probability.amax(1) > 0.75).all()
+        before = found.ray.effort.generator_forwards.clone()
+        path(found, 9, full=full)
+        spent[full] = (found.ray.effort.generator_forwards - before).tolist()
+        assert int(found.ray.effort.blackbox_forwards.sum()) == world.blackbox.calls
+        world.blackbox.calls = 0
+    assert spent == {False: [7] * 4, True: [7 * 5] * 4}
+
+
+def test_where_previews_do_not_reach_nothing_is_decoded_on_the_way_back(make_world) -> None:
+    world = give_previews(make_world(gain=0.1), kept=1.0)  # nothing within reach on the other side
+    found = find(world, method=Previewing(metric="none"), search=StepSearch(0.8, longest=1e4))
+    before = found.ray.effort.generator_forwards.clone()
+    way = path(found, 5)
+    spent = found.ray.effort.generator_forwards - before
+    assert (way.step[0] == 0).all()
+    forwards = found.ray.effort.generator_forwards.clone()
+    full = path(found, 5, full=True)
+    assert torch.equal(way.step, full.step)
+    torch.testing.assert_close(way.image, full.image)
+    assert (found.ray.effort.generator_forwards - forwards - spent >= 5).all()
+
+
+@pytest.mark.parametrize("why", ["no previews", "a global code", "no residual carry", "a method without"])
+def test_otherwise_the_path_is_decoded_in_full(make_world, why: str) -> None:
+    world = make_world() if why == "no previews" else give_previews(make_world(), spatial=why != "a global code")
+    method = dataclasses.replace(GRADIENT) if why == "a method without" else Previewing(metric="none")
+    found = find(world, method=method, residual_carry=why != "no residual carry")
+    assert not found.previewed
+    for one, other in zip(path(found).fields(), path(found, full=True).fields(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_counterfactual_that_never_left_the_start_shows_a_full_end(make_world) -> None:
+    world = give_previews(make_world())
+    world.blackbox.forward = lambda image: torch.tensor([[3.0, 0.0]], dtype=image.dtype).expand(len(image), 2)
+    found = find(world, torch.ones(4, dtype=torch.long), StepSearch(), method=Previewing(metric="none"))
+    seen, full = path(found, 5), path(found, 5, full=True)
+    assert torch.equal(seen.image[-1], full.image[-1])
+    assert not torch.equal(seen.image[-2], full.image[-2])

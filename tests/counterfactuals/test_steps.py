@@ -101,3 +101,22 @@ def test_a_score_that_is_not_a_number_is_never_reached() -> None:
 def test_settings_that_cannot_be_meant(wrong) -> None:
     with pytest.raises(ConfigError, match="expected"):
         StepSearch(**wrong)
+
+
+def test_only_the_chosen_are_searched() -> None:
+    start = torch.sigmoid(OFFSETS)
+    among = torch.tensor([True, False, True, False])
+    asked: list[int] = []
+
+    def line(index, step):
+        asked.extend(index.tolist())
+        return sigmoid_line(index, step)
+
+    found, alone = (
+        find_step(line, start, torch.ones(4).to(start), StepSearch(), among),
+        find_step(sigmoid_line, start, torch.ones(4).to(start), StepSearch()),
+    )
+    assert set(asked) == set((among & (start < 0.75)).nonzero().squeeze(1).tolist())
+    assert found.step.tolist() == torch.where(among, alone.step, 0).tolist()
+    assert found.evaluations.tolist() == torch.where(among, alone.evaluations, 0).tolist()
+    assert found.reached.tolist() == torch.where(among, alone.reached, start >= 0.75).tolist()

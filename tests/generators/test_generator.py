@@ -169,6 +169,8 @@ def test_a_preview_is_one_evaluation_and_differentiable(images) -> None:
     semantic = code.semantic.clone().requires_grad_(True)
     seen = generator.preview(Code(semantic, code.stochastic))
     assert generator.forwards == before + 1
+    assert generator.previews
+    assert SliceWise(generator).previews
     assert seen.shape == image.shape
     (slope,) = torch.autograd.grad(seen.square().sum(), semantic)
     assert slope.abs().sum() > 0
@@ -186,6 +188,8 @@ def test_a_network_that_predicts_epsilon_is_decoded_instead(images) -> None:
     generator = predicting("epsilon")
     code = generator.encode(images)
     torch.testing.assert_close(generator.preview(code), generator.decode(code))
+    assert not generator.previews
+    assert not SliceWise(generator).previews
 
 
 def test_purification_forgets_what_is_finer_than_its_noise() -> None:

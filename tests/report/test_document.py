@@ -22,6 +22,7 @@ def test_holds_what_the_explanation_holds(make_case, tmp_path):
     steps = [point["step"] for point in read["path"]]
     assert steps == sorted(steps)
     assert len(steps) == 9
+    assert read["search"]["path_previewed"] is case.explanation.path_previewed
     assert read["change"]["largest_decrease"] == case.difference_hu.min()
     assert read["input"]["slices"] == [0, 1, 2]
     assert read["provenance"] == case.provenance
