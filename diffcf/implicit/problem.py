@@ -113,6 +113,7 @@ class Linearised:
     outputs: Tensor  # "b k", with its graph
     fit_slope: Tensor  # "b ...", the gradient of the fit, with its graph if asked for
     free: Tensor  # bool "b ...": in the support of a kinked distance, strictly inside the bounds
+    row: Tensor | None = None  # the gradient of the output, "b ...", where there is only one
 
     @classmethod
     def at(cls, problem: Problem, value: Tensor, everywhere: bool = False) -> Linearised:
@@ -120,10 +121,16 @@ class Linearised:
         with torch.enable_grad():
             leaf = value.detach().requires_grad_()
             outputs = problem.logits(leaf)
-            (slope,) = torch.autograd.grad(problem.loss(outputs).sum(), leaf, create_graph=True)
+            if outputs.shape[1] == 1:  # one gradient serves both the slope and the curvature
+                (row,) = torch.autograd.grad(outputs.sum(), leaf, create_graph=True)
+                (pull,) = torch.autograd.grad(problem.loss(outputs).sum(), outputs, create_graph=True)
+                slope = per_sample(pull.squeeze(1), row) * row
+            else:
+                row = None
+                (slope,) = torch.autograd.grad(problem.loss(outputs).sum(), leaf, create_graph=True)
         at = value.detach()
         free = torch.ones_like(at, dtype=torch.bool) if everywhere else problem.inside(at) & ~problem.still(at)
-        return cls(problem, leaf, outputs, slope, free)
+        return cls(problem, leaf, outputs, slope, free, row)
 
     @cached_property
     def change(self) -> Tensor:
@@ -168,10 +175,13 @@ class Linearised:
         roots = vectors * eigen.sqrt()[:, None, :]
         rows = []
         for j in needed.nonzero().squeeze(1).tolist():
-            with torch.enable_grad():
-                weighted = (self.outputs * roots[:, :, j]).sum()
-                (row,) = torch.autograd.grad(weighted, self.value, retain_graph=True)
-            rows.append(torch.where(self.free, row, torch.zeros_like(row)))
+            if self.row is not None:
+                row = per_sample(roots[:, 0, 0], self.row) * self.row.detach()
+            else:
+                with torch.enable_grad():
+                    weighted = (self.outputs * roots[:, :, j]).sum()
+                    (row,) = torch.autograd.grad(weighted, self.value, retain_graph=True)
+            rows.append(self._inside(row))
         return rows
 
     def gauss_newton(self, vector: Tensor) -> Tensor:
