@@ -94,7 +94,8 @@ class AlignmentLoss(nn.Module):
 
     classifier: images "b s c h w" -> logits "b k". In the inner problem it is in eval mode, whatever it is in
     otherwise, since samples must not mix. form: "relative" or "absolute". floor: mean |change| over the pixels below
-    which the relative form measures against it, so that a change that has died is not blown up.
+    which the relative form measures against it, so that a change that has died is not blown up. Keep it far below the
+    changes of a fresh network: above them it makes the relative form the absolute one, and the changes die.
 
     Errors: ConfigError for regions that do not fit; a warning for BatchNorm.
     """
@@ -104,12 +105,12 @@ class AlignmentLoss(nn.Module):
         classifier: nn.Module,
         inner: Inner | None = None,
         form: Literal["relative", "absolute"] = "relative",
-        floor: float = 1e-3,
+        floor: float = 1e-5,
         space: Space | None = None,
     ) -> None:
         super().__init__()
         if floor <= 0:
-            raise ConfigError(f"floor {floor}: expected a positive mean change, such as 0.001.")
+            raise ConfigError(f"floor {floor}: expected a positive mean change, such as 1e-5.")
         self.classifier, self.form, self.floor = classifier, form, floor
         self.inner = inner or Inner()
         self.space: Space = space or Pixels()

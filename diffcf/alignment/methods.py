@@ -68,7 +68,7 @@ class CounterfactualAlignment:
 
     align_weight: float = 1.0
     form: Literal["relative", "absolute"] = "relative"
-    floor: float = 1e-3
+    floor: float = 1e-5
     inner: Inner = field(default_factory=Inner)
     share: float = 1.0
     wait: float = 0.0
