@@ -5,7 +5,8 @@
     relative:  || (1 - m) (x* - x_0) ||_1 / max(|| x* - x_0 ||_1, floor)
 
 The absolute form is smallest where nothing moves at all, and a classifier in training finds that; the relative one asks
-only *where* the change lies. Both reach θ through the argmin (`diffcf.implicit`).
+only *where* the change lies. Both reach θ through the argmin (`diffcf.implicit`). Ours may also ask it of the search's
+first step, where the change is still the gradient's: the way out of the region is closed at its start and at its end.
 """
 
 from __future__ import annotations
@@ -74,12 +75,14 @@ class Inner:
 class Aligned:
     """What the loss found, sample by sample "b" but for the image.
 
-    penalty: the loss. counterfactual: "b s c h w", with its gradient. moved: mean |change| over the pixels. outside:
-    share of the change outside the region. valid: the prediction has changed to the target. reached: u "b ...", where a
-    next search of the same samples may start. report: of the implicit gradient, after the backward pass.
+    penalty: the loss. first: the part of the search's first step, unweighed; 0 where it is not asked. counterfactual:
+    "b s c h w", with its gradient. moved: mean |change| over the pixels. outside: share of the change outside the
+    region. valid: the prediction has changed to the target. reached: u "b ...", where a next search of the same samples
+    may start. report: of the implicit gradient, after the backward pass.
     """
 
     penalty: Tensor
+    first: Tensor
     counterfactual: Tensor
     target: Tensor
     moved: Tensor
@@ -92,10 +95,12 @@ class Aligned:
 class AlignmentLoss(nn.Module):
     """Penalises the change outside the region, sample by sample.
 
-    classifier: images "b s c h w" -> logits "b k". In the inner problem it is in eval mode, whatever it is in
+       classifier: images "b s c h w" -> logits "b k". In the inner problem it is in eval mode, whatever it is in
     otherwise, since samples must not mix. form: "relative" or "absolute". floor: mean |change| over the pixels below
     which the relative form measures against it, so that a change that has died is not blown up. Keep it far below the
     changes of a fresh network: above them it makes the relative form the absolute one, and the changes die.
+    first: weight of the same penalty on the change of the solver's first step, differentiated directly. With a squared
+    distance in pixels it is along the gradient, and its share outside that of `RightReasons` ("normalised").
 
     Errors: ConfigError for regions that do not fit; a warning for BatchNorm.
     """
@@ -107,11 +112,14 @@ class AlignmentLoss(nn.Module):
         form: Literal["relative", "absolute"] = "relative",
         floor: float = 1e-5,
         space: Space | None = None,
+        first: float = 0.0,
     ) -> None:
         super().__init__()
-        if floor <= 0:
-            raise ConfigError(f"floor {floor}: expected a positive mean change, such as 1e-5.")
-        self.classifier, self.form, self.floor = classifier, form, floor
+        if floor <= 0 or first < 0:
+            raise ConfigError(
+                f"floor {floor}, first {first}: expected a positive mean change, such as 1e-5, and a weight, 0 or more."
+            )
+        self.classifier, self.form, self.floor, self.first = classifier, form, floor, first
         self.inner = inner or Inner()
         self.space: Space = space or Pixels()
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in classifier.modules()):
@@ -139,16 +147,17 @@ class AlignmentLoss(nn.Module):
         problem = self.problem(opened.image, opened.start, wanted)
         solved = self.inner.adjoint(problem, self.inner.solver, opened.start if start is None else start)
         counterfactual = opened.image(solved.value)
-        change = (counterfactual - image).abs()
-        moved = reduce(change, "b s c h w -> b", "mean")
-        outside = reduce(change * (1 - region), "b s c h w -> b", "mean")
+        penalty, moved, outside = self._judged(counterfactual - image, region)
+        first = torch.zeros_like(penalty)
+        if self.first:
+            begun = self.inner.solver.step(problem, opened.start, differentiable=True)
+            first = self._judged(opened.image(begun) - image, region)[0]
         with torch.no_grad(), evaluating(self.classifier):
             valid = self.classifier(counterfactual).argmax(1) == wanted
-        count = image[0].numel()
-        penalty = outside / moved.clamp(min=self.floor) if self.form == "relative" else outside * count
         share = (outside / moved.clamp(min=torch.finfo(moved.dtype).tiny)).detach()
         return Aligned(
-            penalty,
+            penalty + self.first * first,
+            first.detach(),
             counterfactual,
             wanted,
             moved.detach(),
@@ -157,6 +166,14 @@ class AlignmentLoss(nn.Module):
             solved.value.detach(),
             solved.report,
         )
+
+    def _judged(self, change: Tensor, region: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(penalty, mean |change|, its part outside) of changes "b s c h w", "b" each."""
+        moved = reduce(change.abs(), "b s c h w -> b", "mean")
+        outside = reduce(change.abs() * (1 - region), "b s c h w -> b", "mean")
+        if self.form == "absolute":
+            return outside * change[0].numel(), moved, outside
+        return outside / moved.clamp(min=self.floor), moved, outside
 
     def problem(self, image_of: Callable[[Tensor], Tensor], start: Tensor, target: Tensor) -> Problem:
         """Eq. 2 around u_0 "b ...", towards classes int "b"; its one output is the log-odds of the target."""

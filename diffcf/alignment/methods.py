@@ -62,13 +62,14 @@ class Vanilla:
 class CounterfactualAlignment:
     """align_weight * the mean over samples of `AlignmentLoss` (Algorithm 1 of paper 001).
 
-    align_weight: λ. form, floor: of the loss. inner: how counterfactuals are found. share: of every batch that is
-    aligned. wait: share of the training over which the weight rises from 0.
+    align_weight: λ. form, floor, first: of the loss. inner: how counterfactuals are found. share: of every batch that
+    is aligned. wait: share of the training over which the weight rises from 0.
     """
 
     align_weight: float = 1.0
     form: Literal["relative", "absolute"] = "relative"
     floor: float = 1e-5
+    first: float = 0.0
     inner: Inner = field(default_factory=Inner)
     share: float = 1.0
     wait: float = 0.0
@@ -82,7 +83,7 @@ class CounterfactualAlignment:
 
     def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
         """See `Method`."""
-        return AlignmentTerms(self, AlignmentLoss(classifier, self.inner, self.form, self.floor, space))
+        return AlignmentTerms(self, AlignmentLoss(classifier, self.inner, self.form, self.floor, space, self.first))
 
 
 class AlignmentTerms(Terms):
@@ -105,6 +106,7 @@ class AlignmentTerms(Terms):
 def _figures(found: Aligned) -> dict[str, Tensor]:
     return {
         "penalty": found.penalty.detach().mean(),
+        "first": found.first.mean(),
         "outside": found.outside.nanmean(),
         "moved": found.moved.mean(),
         "validity": found.valid.float().mean(),

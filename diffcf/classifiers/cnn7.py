@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import einsum, rearrange
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -16,20 +17,25 @@ from diffcf.errors import ConfigError
 
 WIDTHS = (1, 1, 2, 2, 4, 4, 4)  # times `width`
 STRIDES = (1, 2, 1, 2, 1, 2, 1)
+PACE = 10.0  # of the learnt places against the other weights: under Adam all weights move equally fast
 
 
 class CNN7(nn.Module):
-    """Seven 3 x 3 convolutions, three of them halving the grid; global average; a linear layer.
+    """Seven 3 x 3 convolutions, three of them halving the grid; an average over places; a linear layer.
 
     in_chans: channels in. num_classes: logits. width: of the first two layers; a multiple of 4. box: side in pixels of
     a central square outside of which the network sees nothing: the oracle of paper 001, for fields with the lesion in
-    their middle. A square, since the contour itself would tell the lesion's size. 0 is none.
+    their middle. A square, since the contour itself would tell the lesion's size. 0 is none. places: side of the last
+    maps, an eighth of the image's; each place then has a weight of its own in the average, the same for all images, so
+    that a network over crops can learn to look at their middle. 0: all places weigh the same, whatever their number.
     """
 
-    def __init__(self, in_chans: int = 1, num_classes: int = 2, width: int = 16, box: int = 0) -> None:
+    def __init__(self, in_chans: int = 1, num_classes: int = 2, width: int = 16, box: int = 0, places: int = 0) -> None:
         super().__init__()
-        if width < 4 or width % 4 or box < 0:
-            raise ConfigError(f"width {width}, box {box}: expected a multiple of 4, and pixels.")
+        if width < 4 or width % 4 or box < 0 or places < 0:
+            raise ConfigError(
+                f"width {width}, box {box}, places {places}: expected a multiple of 4, pixels, and a side."
+            )
         self.num_classes, self.box = num_classes, box
         layers, before = [], in_chans
         for factor, stride in zip(WIDTHS, STRIDES, strict=True):
@@ -39,6 +45,7 @@ class CNN7(nn.Module):
             )
             before = after
         self.layers = nn.Sequential(*layers)
+        self.places = nn.Parameter(torch.zeros(places, places)) if places else None
         self.head = nn.Linear(before, num_classes)
 
     def get_classifier(self) -> nn.Linear:
@@ -57,7 +64,15 @@ class CNN7(nn.Module):
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """Maps -> logits "b k", or what the last layer reads."""
-        features = maps.mean((2, 3))
+        if self.places is None:
+            features = maps.mean((2, 3))
+        else:
+            if maps.shape[2:] != self.places.shape:
+                raise ConfigError(
+                    f"maps of {tuple(maps.shape[2:])} for places {len(self.places)}: give an eighth of the size."
+                )
+            weights = rearrange((PACE * self.places).flatten().softmax(0), "(y x) -> y x", y=len(self.places))
+            features = einsum(maps, weights, "b f y x, y x -> b f")
         return features if pre_logits else self.head(features)
 
     def forward(self, picture: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from diffcf.alignment.loss import AlignmentLoss, Inner, evaluating
+from diffcf.alignment.methods import Batch, RightReasons
 from diffcf.distances import L1
 from diffcf.errors import ConfigError
 from diffcf.implicit import Detached, GaussNewton, Implicit, ProximalSteps, SubgradientSteps, Unrolled
@@ -95,6 +96,24 @@ def test_one_gradient_step_moves_the_change_inside(small, scene) -> None:
         shares.append(float(found.outside.mean()))
     assert shares[-1] < 0.4 * shares[0]
     assert float(found.valid.double().mean()) > 0.8  # and did not die
+
+
+def test_the_first_step_in_pixels_is_the_normalised_gradient(small, scene) -> None:
+    image, label, region = scene
+    classifier = small()
+    inner = Inner(distance_weight=0.3, solver=GaussNewton(3), adjoint=Detached())
+    loss = AlignmentLoss(classifier, inner, first=2.0)
+    found = loss(image * 0.1, region)  # far from the window's limits
+    terms = RightReasons(1.0, "normalised").terms(classifier)
+    wanted = terms(Batch(image * 0.1, label, region), 0.0)
+    assert torch.allclose(found.first.mean(), wanted.detach(), atol=1e-9)
+    plain = AlignmentLoss(classifier, inner)(image * 0.1, region)
+    assert torch.allclose(found.penalty, plain.penalty + 2 * found.first)
+    ours = torch.autograd.grad(found.penalty.mean(), list(classifier.parameters()), allow_unused=True)
+    theirs = torch.autograd.grad(wanted, list(classifier.parameters()), allow_unused=True)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.allclose(one, 2 * other, atol=1e-9)
 
 
 def test_targets(small, scene) -> None:

@@ -30,6 +30,19 @@ def test_saved_and_read_again(name: str, tmp_path) -> None:
         build_classifier(ClassifierCard(preparation, ["a", "b"], architecture=name, architecture_args={"width": 6}))
 
 
+def test_places_start_equal_and_can_learn_to_look_at_the_middle() -> None:
+    torch.manual_seed(0)
+    network, picture = cnn7.CNN7(width=4, places=8), torch.rand(2, 1, 64, 64)
+    mean = cnn7.CNN7(width=4)
+    mean.load_state_dict(network.state_dict(), strict=False)
+    assert torch.allclose(network(picture), mean(picture), atol=1e-6)
+    with torch.no_grad():
+        network.places[3:5, 3:5] = 5.0
+    maps = network.forward_features(picture)
+    middle = network.head(maps[:, :, 3:5, 3:5].mean((2, 3)))
+    assert torch.allclose(network(picture), middle, atol=1e-5)
+
+
 def reach(network: torch.nn.Module, place: tuple[int, int], size: int = 64) -> torch.Tensor:
     """Which pixels one place of the last maps sees."""
     picture = torch.rand(1, 1, size, size, requires_grad=True)
@@ -56,5 +69,7 @@ def test_outside_its_box_the_oracle_sees_nothing() -> None:
     assert seen[24:40, 24:40].any()
     seen[24:40, 24:40] = False
     assert not seen.any()
+    with pytest.raises(ConfigError, match="eighth"):
+        cnn7.CNN7(width=4, places=4)(picture)
     with pytest.raises(ConfigError, match="box -1"):
         cnn7.CNN7(box=-1)
