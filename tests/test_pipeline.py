@@ -17,7 +17,7 @@ from jsonargparse import auto_cli
 from tiny_data import write_tiny_data
 
 from diffcf import weights
-from diffcf.cards import AgentCard, read_card
+from diffcf.cards import AgentCard, ClassifierCard, read_card
 from diffcf.classifiers.agent import load_agent
 from diffcf.cli import main
 from diffcf.commands.models import find_models
@@ -193,6 +193,8 @@ def test_alignment_is_trained_and_judged(trained) -> None:
     run("train", "align", "--method", "Vanilla", "--out", "runs/tiny/plain")
     for seed in ("0", "1"):
         run("train", "align", "--seed", seed, "--out", f"runs/tiny/align{'-1' * int(seed)}")
+    for name, method in (("plain", "Vanilla"), ("align", "CounterfactualAlignment")):
+        assert read_card(ClassifierCard, trained[0] / "runs/tiny" / name / "blackbox").about["method"] == method
     run("evaluation", "alignment")
     plain, aligned = result(trained[0], "alignment")["rows"]
     assert (plain["seeds"], aligned["seeds"]) == (1, 2)

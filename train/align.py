@@ -72,7 +72,7 @@ class Config:
     architecture: str = "diffcf_cnn7"
     architecture_args: dict[str, Any] = field(default_factory=dict)
     slice_mode: Literal["channels", "average", "concatenate"] = "channels"
-    method: CounterfactualAlignment | RightReasons | Augmented | Vanilla = field(
+    method: Vanilla | CounterfactualAlignment | RightReasons | Augmented = field(
         default_factory=CounterfactualAlignment
     )
     generator: str | None = None

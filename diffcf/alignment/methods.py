@@ -1,6 +1,7 @@
 """What a classifier is trained with beside its cross-entropy: counterfactual alignment, and what it is compared with.
 
 A method adds a term to the loss of a batch; a new one is one small class with one function. Each states its source.
+Their settings have names of their own, by which a config tells them apart.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class AlignmentTerms(Terms):
         few = max(1, round(method.share * len(batch.image)))
         found = self.loss(batch.image[:few], batch.region[:few])
         self.seen = _figures(found)
-        ramp = 1.0 if method.wait == 0 else min(1.0, progress / method.wait)
+        ramp = 1.0 if not method.wait else min(1.0, progress / method.wait)
         return method.align_weight * ramp * found.penalty.mean()
 
 
@@ -117,12 +118,13 @@ def _figures(found: Aligned) -> dict[str, Tensor]:
 class RightReasons:
     """Ross et al. 2017 (RRR): the input gradient outside the region is penalised.
 
-    form "squared", theirs: weight * mean over samples of the sum over pixels of ((1 - m) d/dx sum_k log p_k)^2.
-    "normalised": weight * mean of |(1 - m) g|_1 / |g|_1 with g the gradient of the log-odds; by the first-order change
-    of a squared distance it is close to counterfactual alignment in pixels, and must therefore be compared with it.
+    form "squared", theirs: gradient_weight * the mean over samples of the sum over pixels of
+    ((1 - m) d/dx sum_k log p_k)^2. "normalised": gradient_weight * the mean of |(1 - m) g|_1 / |g|_1, g the gradient of the
+    log-odds. That is the share outside of the first step of a counterfactual search in pixels, so that alignment has to be
+    compared with it.
     """
 
-    weight: float = 30.0
+    gradient_weight: float = 30.0
     form: Literal["squared", "normalised"] = "squared"
 
     def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
@@ -155,7 +157,7 @@ class RightReasonsTerms(Terms):
             total = reduce(slope.abs(), "b s c h w -> b", "sum")
             penalty = reduce(outside.abs(), "b s c h w -> b", "sum") / total.clamp(min=TINY)
         self.seen = {"penalty": penalty.detach().mean()}
-        return self.method.weight * penalty.mean()
+        return self.method.gradient_weight * penalty.mean()
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ class Augmented:
     outside's mean and noise of its spread, which is their "random" infilling.
     """
 
-    weight: float = 1.0
+    augment_weight: float = 1.0
 
     def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
         """See `Method`."""
@@ -194,7 +196,7 @@ class AugmentedTerms(Terms):
         kept = F.cross_entropy(self.classifier(factual), batch.label)
         gone = -F.log_softmax(self.classifier(filled), 1).mean()
         self.seen = {"penalty": (kept + gone).detach()}
-        return self.method.weight * (kept + gone)
+        return self.method.augment_weight * (kept + gone)
 
 
 class TrainingLoss(nn.Module):

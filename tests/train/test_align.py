@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import auto_cli
 from tiny_data import write_tiny_data
 
 from diffcf.alignment.loss import Inner
@@ -20,6 +21,7 @@ from diffcf.errors import ConfigError
 from diffcf.implicit import GaussNewton
 
 ROOT = Path(__file__).parents[2]
+METHODS = sorted((ROOT / "configs" / "align" / "methods").glob("*.yaml"))
 CONFIGS = sorted([*(ROOT / "configs" / "align").glob("*.yaml"), ROOT / "configs/tiny/align.yaml"])
 ALIGNED = CounterfactualAlignment(inner=Inner(distance_weight=0.1, solver=GaussNewton(2)))
 
@@ -140,6 +142,14 @@ def test_labels_that_are_no_class_are_refused(script, manifest: Path, tmp_path: 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_configs_are_valid(script, path: Path) -> None:
-    parser = ArgumentParser()
-    parser.add_class_arguments(script.Config, as_group=False)
-    parser.parse_path(str(path))
+    auto_cli(script.Config, as_positional=False, args=["--config", str(path)])
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.name)
+def test_methods_replace_that_of_the_config(script, path: Path) -> None:
+    args = ["--config", str(ROOT / "configs/align/lidc.yaml"), "--config", str(path)]
+    config = auto_cli(script.Config, as_positional=False, args=args)
+    said = yaml.safe_load(path.read_text())["method"]
+    assert type(config.method).__name__ == said["class_path"]
+    for name, value in said.get("init_args", {}).items():
+        assert getattr(config.method, name) == value
