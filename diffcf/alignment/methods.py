@@ -119,9 +119,9 @@ class RightReasons:
     """Ross et al. 2017 (RRR): the input gradient outside the region is penalised.
 
     form "squared", theirs: gradient_weight * the mean over samples of the sum over pixels of
-    ((1 - m) d/dx sum_k log p_k)^2. "normalised": gradient_weight * the mean of |(1 - m) g|_1 / |g|_1, with g the gradient
-    of the log-odds. That is the share outside of the first step of a counterfactual search in pixels, so that alignment
-    has to be compared with it.
+    ((1 - m) d/dx sum_k log p_k)^2. "normalised": gradient_weight * the mean of |(1 - m) g|_1 / |g|_1, with g the
+    gradient of the log-odds. That is the share outside of the first step of a counterfactual search in pixels, so that
+    alignment has to be compared with it.
     """
 
     gradient_weight: float = 30.0

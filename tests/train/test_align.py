@@ -11,6 +11,7 @@ import torch
 import yaml
 from jsonargparse import auto_cli
 from tiny_data import write_tiny_data
+from train_runs import launch, losses
 
 from diffcf.alignment.loss import Inner
 from diffcf.alignment.methods import Augmented, CounterfactualAlignment, RightReasons, Vanilla
@@ -118,6 +119,19 @@ def test_any_timm_backbone_and_what_is_said_of_batch_norm(script, manifest: Path
         script.main(configure(script, manifest, tmp_path / "run", steps=3, **options))
     statistics = weights(tmp_path / "run")["network.net.bn1.running_mean"]
     assert bool(statistics.any())  # the averaged weights come with the trained statistics
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(manifest: Path, tmp_path: Path) -> None:
+    tiny = ROOT / "configs" / "tiny" / "align.yaml"
+    for name, processes in (("one", 1), ("two", 2)):
+        launch("align", tiny, tmp_path / name, manifest, processes, batch=12)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(two) == 12
+    torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=0, atol=1e-4)
+    # One process or two can be told apart by rounding only: if the launcher had started one, this would be equal.
+    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert any(not torch.equal(value, second[name]) for name, value in first.items())
 
 
 def rewritten(manifest: Path, change) -> Path:

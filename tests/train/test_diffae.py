@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +12,7 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_data import write_tiny_data
+from train_runs import launch, losses
 
 from diffcf.errors import ConfigError
 from diffcf.generators.generator import load_generator
@@ -43,12 +41,6 @@ def configure(script: ModuleType, manifest: Path, out: Path, **changes):
 
 def weights(out: Path, step: int = 24) -> dict[str, torch.Tensor]:
     return load_file(out / "checkpoints" / f"step-{step:09d}" / "tensors.safetensors")
-
-
-def losses(out: Path) -> list[float]:
-    events = EventAccumulator(str(out / "logs"))
-    events.Reload()
-    return [event.value for event in events.Scalars("loss")]
 
 
 def test_a_generator_is_trained_and_written(script, manifest, tmp_path, capsys) -> None:
@@ -119,26 +111,16 @@ def test_configs_are_valid_and_their_networks_can_be_built(script, path: Path) -
     assert sum(weight.numel() for weight in model.parameters()) > 1e6
 
 
-def launch(config: Path, out: Path, manifest: Path, processes: int, **changes: object) -> None:
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    given = {"config": config, "out": out, "manifests": f'["{manifest}"]', **changes}
-    options = [f"--{key}={value}" for key, value in given.items()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [*program, str(ROOT / "train" / "diffae.py"), *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one_and_resume_exactly(manifest, tmp_path) -> None:
     tiny = ROOT / "configs" / "tiny" / "diffae.yaml"
-    launch(tiny, tmp_path / "one", manifest, 1, cooldown=0)
-    launch(tiny, tmp_path / "two", manifest, 2, cooldown=0)
+    launch("diffae", tiny, tmp_path / "one", manifest, 1, cooldown=0)
+    launch("diffae", tiny, tmp_path / "two", manifest, 2, cooldown=0)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(two) == 24
     torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=0, atol=1e-4)
-    launch(tiny, tmp_path / "cut", manifest, 2, cooldown=0, steps=12)
-    launch(tiny, tmp_path / "cut", manifest, 2, cooldown=0)
+    launch("diffae", tiny, tmp_path / "cut", manifest, 2, cooldown=0, steps=12)
+    launch("diffae", tiny, tmp_path / "cut", manifest, 2, cooldown=0)
     whole, resumed = weights(tmp_path / "two"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     # One process or two can be told apart by rounding only: if the launcher had started one, this would be equal.
