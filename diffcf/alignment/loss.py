@@ -47,14 +47,15 @@ class Inner:
 
     loss: "margin", (asked - log-odds of the target)^2 / 2 below the log-odds of `probability`, 0 above: its curvature
     does not vanish on the way, and nothing pulls beyond. "cross_entropy", the papers' own. distance, distance_weight:
-    of u - u_0. solver, adjoint: `diffcf.implicit`.
+    of u - u_0; over pixels in [-1, 1] a weight far below 1 asks for changes that a few steps do not reach. solver,
+    adjoint: `diffcf.implicit`.
     """
 
     loss: Literal["margin", "cross_entropy"] = "margin"
-    probability: float = 0.75
+    probability: float = 0.9
     distance: SquaredL2 | L1 | SmoothL1 | GroupL1 = field(default_factory=SquaredL2)
-    distance_weight: float = 0.01
-    solver: GaussNewton | ProximalSteps | SubgradientSteps = field(default_factory=lambda: GaussNewton(3))
+    distance_weight: float = 1.0
+    solver: GaussNewton | ProximalSteps | SubgradientSteps = field(default_factory=lambda: GaussNewton(4, halvings=2))
     adjoint: Implicit | Unrolled | Detached = field(default_factory=Implicit)
 
     def __post_init__(self) -> None:

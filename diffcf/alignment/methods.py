@@ -64,16 +64,17 @@ class CounterfactualAlignment:
     """align_weight * the mean over samples of `AlignmentLoss` (Algorithm 1 of paper 001).
 
     align_weight: λ. form, floor, first: of the loss. inner: how counterfactuals are found. share: of every batch that
-    is aligned. wait: share of the training over which the weight rises from 0.
+    is aligned. wait: share of the training over which the weight rises from 0: a classifier that has yet to learn
+    anything meets the penalty soonest by learning nothing.
     """
 
     align_weight: float = 1.0
     form: Literal["relative", "absolute"] = "relative"
     floor: float = 1e-5
-    first: float = 0.0
+    first: float = 1.0
     inner: Inner = field(default_factory=Inner)
-    share: float = 1.0
-    wait: float = 0.0
+    share: float = 0.5
+    wait: float = 0.4
 
     def __post_init__(self) -> None:
         if not (self.align_weight > 0 and 0 < self.share <= 1 and 0 <= self.wait < 1):

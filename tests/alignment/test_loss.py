@@ -52,7 +52,7 @@ def test_the_gradient_is_that_of_solutions_found_anew(form, kind, small, scene) 
 
 def test_forms_against_their_formula(small, scene) -> None:
     image, _, region = scene
-    inner = Inner(adjoint=Detached())
+    inner = Inner(distance_weight=0.01, adjoint=Detached())
     for form in ("relative", "absolute"):
         found = AlignmentLoss(small(), inner, form)(image, region)
         change = (found.counterfactual - image).abs()
@@ -118,7 +118,7 @@ def test_the_first_step_in_pixels_is_the_normalised_gradient(small, scene) -> No
 
 def test_targets(small, scene) -> None:
     image, _, region = scene
-    loss = AlignmentLoss(small(classes=4), Inner(adjoint=Detached()))
+    loss = AlignmentLoss(small(classes=4), Inner(distance_weight=0.01, adjoint=Detached()))
     with torch.no_grad():
         logits = loss.classifier(image)
     ranked = logits.argsort(1, descending=True)

@@ -84,12 +84,17 @@ def test_a_share_of_the_batch_and_a_rising_weight(small, scene) -> None:
     image, label, region = scene
     classifier = small()
     inner = Inner(distance_weight=0.3, solver=GaussNewton(2))
-    whole = CounterfactualAlignment(2.0, inner=inner).terms(classifier)(Batch(image, label, region), 0.0)
-    half = CounterfactualAlignment(2.0, inner=inner, share=0.5).terms(classifier)(Batch(image, label, region), 0.0)
-    first = CounterfactualAlignment(2.0, inner=inner).terms(classifier)(Batch(image[:3], label[:3], region[:3]), 0.0)
+    whole = CounterfactualAlignment(2.0, inner=inner, share=1.0, wait=0.0).terms(classifier)(
+        Batch(image, label, region), 0.0
+    )
+    half = CounterfactualAlignment(2.0, inner=inner, share=0.5, wait=0.0).terms(classifier)(
+        Batch(image, label, region), 0.0
+    )
+    few = Batch(image[:3], label[:3], region[:3])
+    first = CounterfactualAlignment(2.0, inner=inner, share=1.0, wait=0.0).terms(classifier)(few, 0.0)
     assert torch.allclose(half, first)
     assert not torch.allclose(half, whole)
-    rising = CounterfactualAlignment(2.0, inner=inner, wait=0.5).terms(classifier)
+    rising = CounterfactualAlignment(2.0, inner=inner, share=1.0, wait=0.5).terms(classifier)
     assert float(rising(Batch(image, label, region), 0.0).detach()) == 0
     assert torch.allclose(rising(Batch(image, label, region), 0.25), whole / 2)
     assert torch.allclose(rising(Batch(image, label, region), 0.8), whole)
