@@ -22,7 +22,7 @@ from diffcf.errors import ConfigError
 from diffcf.implicit import GaussNewton
 
 ROOT = Path(__file__).parents[2]
-METHODS = sorted((ROOT / "configs" / "align" / "methods").glob("*.yaml"))
+METHODS = sorted((ROOT / "configs" / "align").glob("*/*.yaml"))
 CONFIGS = sorted([*(ROOT / "configs" / "align").glob("*.yaml"), ROOT / "configs/tiny/align.yaml"])
 ALIGNED = CounterfactualAlignment(wait=0.0, share=1.0, inner=Inner(solver=GaussNewton(2)))
 
