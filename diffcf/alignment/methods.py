@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from diffcf.alignment.loss import Aligned, AlignmentLoss, Inner
 from diffcf.alignment.spaces import Space
+from diffcf.counterfactuals.direction import class_score
 from diffcf.errors import ConfigError
 
 TINY = 1e-12
@@ -63,6 +64,11 @@ class Vanilla:
 class CounterfactualAlignment:
     """align_weight * the mean over samples of `AlignmentLoss` (Algorithm 1 of paper 001).
 
+    A nearest counterfactual can be kept inside the region without the outside losing its say: the network becomes so
+    sensitive inside that it finds its change there, while a mark outside still decides by a jump that no gradient
+    shows. Far counterfactuals show it: `swapped` adds, with that weight, the share of the way to an image of another
+    class that its outside alone goes (`swapped_share`).
+
     align_weight: λ. form, floor, first: of the loss. inner: how counterfactuals are found. share: of every batch that
     is aligned. wait: share of the training over which the weight rises from 0: a classifier that has yet to learn
     anything meets the penalty soonest by learning nothing.
@@ -72,9 +78,10 @@ class CounterfactualAlignment:
     form: Literal["relative", "absolute"] = "relative"
     floor: float = 1e-5
     first: float = 1.0
+    swapped: float = 1.0
     inner: Inner = field(default_factory=Inner)
     share: float = 0.5
-    wait: float = 0.4
+    wait: float = 0.2
 
     def __post_init__(self) -> None:
         if not (self.align_weight > 0 and 0 < self.share <= 1 and 0 <= self.wait < 1):
@@ -101,8 +108,36 @@ class AlignmentTerms(Terms):
         few = max(1, round(method.share * len(batch.image)))
         found = self.loss(batch.image[:few], batch.region[:few])
         self.seen = _figures(found)
+        penalty = found.penalty.mean()
+        if method.swapped:
+            share = swapped_share(self.loss.classifier, Batch(batch.image[:few], batch.label[:few], batch.region[:few]))
+            self.seen["swapped"] = share.detach()
+            penalty = penalty + method.swapped * share
         ramp = 1.0 if not method.wait else min(1.0, progress / method.wait)
-        return method.align_weight * ramp * found.penalty.mean()
+        return method.align_weight * ramp * penalty
+
+
+def swapped_share(classifier: nn.Module, batch: Batch) -> Tensor:
+    """How much of the way to images of another class the outside alone goes: the mean over samples of
+    |f(x_out) - f(x)| / (|f(x_out) - f(x)| + |f(x_in) - f(x)|), f the log-odds of the label, a scalar in [0, 1].
+
+    x_out is x with the other image's pixels outside of both regions, x_in with those inside. Each sample takes the next
+    one of the batch that has another label; 0 where there is none.
+    """
+    count = len(batch.label)
+    order = (torch.arange(count)[:, None] + torch.arange(count)).to(batch.label.device) % count
+    different = batch.label[order] != batch.label[:, None]
+    own = different.any(1).nonzero().squeeze(1)
+    if not len(own):
+        return torch.zeros((), device=batch.image.device)
+    other = order[own, different[own].int().argmax(1)]
+    image, contrast = batch.image[own], batch.image[other]
+    inside = torch.maximum(batch.region[own], batch.region[other])
+    mixed = torch.cat([image, inside * image + (1 - inside) * contrast, (1 - inside) * image + inside * contrast])
+    score = class_score(classifier(mixed), batch.label[own].repeat(3), "log_odds")
+    start, outside, within = score.chunk(3)
+    gone = (outside - start).abs()
+    return (gone / (gone + (within - start).abs()).clamp(min=TINY)).mean()
 
 
 def _figures(found: Aligned) -> dict[str, Tensor]:

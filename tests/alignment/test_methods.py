@@ -7,10 +7,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from diffcf.alignment.loss import Inner
-from diffcf.alignment.methods import Augmented, Batch, CounterfactualAlignment, RightReasons, TrainingLoss, Vanilla
+from diffcf.alignment.methods import (
+    Augmented,
+    Batch,
+    CounterfactualAlignment,
+    RightReasons,
+    TrainingLoss,
+    Vanilla,
+    swapped_share,
+)
 from diffcf.alignment.monitor import Monitor
 from diffcf.alignment.regions import regions_of
 from diffcf.errors import ConfigError
@@ -64,7 +73,7 @@ def test_augmentation_keeps_the_region_and_fills_it(small, scene) -> None:
     image, label, region = scene
     seen: list[torch.Tensor] = []
 
-    class Spy(torch.nn.Module):
+    class Spy(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             seen.append(x)
             return torch.zeros(len(x), 2, dtype=x.dtype)
@@ -78,6 +87,53 @@ def test_augmentation_keeps_the_region_and_fills_it(small, scene) -> None:
     assert not torch.allclose(filled * region, image * region)
     assert float(filled.abs().max()) <= 1
     assert float(found) == pytest.approx(0.5 * 2 * torch.log(torch.tensor(2.0)).item())
+
+
+class Sums(nn.Module):
+    """log-odds of class 1: inside * the sum over the middle + outside * that over the rest."""
+
+    def __init__(self, inside: float, outside: float) -> None:
+        super().__init__()
+        self.inside, self.outside = inside, outside
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        middle = image[..., 3:8, 4:9].flatten(1).sum(1)
+        odds = self.inside * middle + self.outside * (image.flatten(1).sum(1) - middle)
+        return torch.stack([torch.zeros_like(odds), odds], 1)
+
+
+def test_the_share_of_the_way_that_the_outside_goes(scene) -> None:
+    image, label, region = scene
+    batch = Batch(image, label, region)
+    assert float(swapped_share(Sums(1.0, 0.0), batch)) == pytest.approx(0)
+    assert float(swapped_share(Sums(0.0, 1.0), batch)) == pytest.approx(1)
+    # By hand: the next sample with another label, of 0, 1, 0, 1, 1, 0.
+    other = torch.tensor([1, 2, 3, 5, 5, 1])
+    middle = image[..., 3:8, 4:9].flatten(1).sum(1)
+    rest = image.flatten(1).sum(1) - middle
+    gone, within = (rest[other] - rest).abs() * 0.2, (middle[other] - middle).abs()
+    wanted = (gone / (gone + within)).mean()
+    assert float(swapped_share(Sums(1.0, 0.2), batch)) == pytest.approx(float(wanted))
+    alone = Batch(image[[0, 2]], label[[0, 2]], region[[0, 2]])
+    assert float(swapped_share(Sums(1.0, 0.2), alone)) == 0
+
+
+def test_a_jump_that_no_gradient_shows_is_seen_by_swapping(scene) -> None:
+    image, label, region = scene
+    corner = torch.where(label == 1, 1.0, -1.0).double()
+    image = image.clone()
+    image[:, 0, 0, 0, 0] = corner
+
+    class Hidden(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            odds = 5 * x[:, 0, 0, 0, 0].sign() + 50 * x[:, 0, 0, 5, 5]
+            return torch.stack([torch.zeros_like(odds), odds], 1)
+
+    batch = Batch(image, label, region)
+    assert float(RightReasons(1.0, "normalised").terms(Hidden())(batch, 0.0).detach()) == 0
+    quiet = image.clone()
+    quiet[:, 0, 0, 5, 5] = 0  # nothing inside tells the classes apart
+    assert float(swapped_share(Hidden(), Batch(quiet, label, region))) == pytest.approx(1)
 
 
 def test_a_share_of_the_batch_and_a_rising_weight(small, scene) -> None:
