@@ -30,8 +30,9 @@ CHIEF = {  # of scripts with more columns than a page can show
         "transfer_validity", "survival_validity", "reader", "plausible", "trusted", "evaluations", "seconds",
     ),
     "alignment": (
-        "method", "n", "seeds", "accuracy", "reversal_accuracy", "reversal_gap", "accuracy_gap", "auc", "saliency_precision",
-        "hirescam_precision", "occlusion_precision", "chance", "relevance_mass", "pointing", "roi_precision", "validity",
+        "method", "n", "seeds", "accuracy", "reversal_accuracy", "reversal_gap", "accuracy_gap", "auc",
+        "saliency_precision", "hirescam_precision", "occlusion_precision", "chance", "relevance_mass", "pointing",
+        "roi_precision", "validity",
     ),
 }  # fmt: skip
 
