@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -226,6 +228,20 @@ def test_regions_that_cannot_be_used() -> None:
         regions_of(scans(masks), -1)
     with pytest.warns(UserWarning, match="says little"):
         regions_of(scans(masks), 3)
+
+
+def test_the_method_of_the_guide_works_as_written(small, scene, tmp_path) -> None:
+    guide = (Path(__file__).parents[2] / "EXTENDING.md").read_text()
+    code = guide.split("## Your own alignment")[1].split("```python\n")[1].split("```")[0]
+    (tmp_path / "blind.py").write_text(code)
+    written = runpy.run_path(str(tmp_path / "blind.py"))
+    classifier = small()
+    loss = TrainingLoss(classifier, written["Blind"](2.0).terms(classifier))
+    image, label, region = scene
+    plain = F.cross_entropy(classifier(image), label)
+    change = (classifier(image) - classifier(image * region)).square().mean()
+    assert torch.allclose(loss(image, label, region, 0.0), plain + 2 * change)
+    assert "penalty" in loss.seen
 
 
 def test_settings_are_values() -> None:
