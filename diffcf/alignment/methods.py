@@ -122,7 +122,7 @@ def swapped_share(classifier: nn.Module, batch: Batch) -> Tensor:
     |f(x_out) - f(x)| / (|f(x_out) - f(x)| + |f(x_in) - f(x)|), f the log-odds of the label, a scalar in [0, 1].
 
     x_out is x with the other image's pixels outside of both regions, x_in with those inside. Each sample takes the next
-    one of the batch that has another label; 0 where there is none.
+    one of the batch that has another label; 0 where there is none. Of several processes, each pairs its own part.
     """
     count = len(batch.label)
     order = (torch.arange(count)[:, None] + torch.arange(count)).to(batch.label.device) % count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -124,8 +125,10 @@ def test_any_timm_backbone_and_what_is_said_of_batch_norm(script, manifest: Path
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(manifest: Path, tmp_path: Path) -> None:
     tiny = ROOT / "configs" / "tiny" / "align.yaml"
+    settings = {"share": 1.0, "swapped": 0.0, "inner": {"solver": {"steps": 2}}}  # swapped pairs are of one process
+    method = json.dumps({"class_path": "CounterfactualAlignment", "init_args": settings})
     for name, processes in (("one", 1), ("two", 2)):
-        launch("align", tiny, tmp_path / name, manifest, processes, batch=12)
+        launch("align", tiny, tmp_path / name, manifest, processes, batch=12, method=method)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(two) == 12
     torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=0, atol=1e-4)
