@@ -71,7 +71,7 @@ class CounterfactualAlignment:
 
     align_weight: λ. form, floor, first: of the loss. inner: how counterfactuals are found. share: of every batch that
     is aligned. wait: share of the training over which the weight rises from 0: a classifier that has yet to learn
-    anything meets the penalty soonest by learning nothing.
+    anything can meet the penalty by learning nothing.
     """
 
     align_weight: float = 1.0
