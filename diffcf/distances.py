@@ -152,3 +152,13 @@ def _count(change: Tensor, reduction: Reduction) -> int:
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """A figure a sample, "b", so that it broadcasts against "b ..."."""
     return rearrange(values, f"b -> b {' '.join('1' * (like.ndim - 1))}")
+
+
+def norm(value: Tensor) -> Tensor:
+    """The Euclidean norm of every sample, "b ..." -> "b"."""
+    return value.flatten(1).norm(dim=1)
+
+
+def dot(left: Tensor, right: Tensor) -> Tensor:
+    """The inner product of every sample, "b ..." twice -> "b"."""
+    return (left * right).flatten(1).sum(1)

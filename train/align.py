@@ -32,11 +32,10 @@ from diffcf.data.manifest import Manifest, ManifestRow
 from diffcf.data.phantom.shortcut import Shortcut
 from diffcf.data.shortcuts import add_marks
 from diffcf.data.views import KINDS, Views, view
-from diffcf.errors import ConfigError
 from diffcf.generators.generator import SliceWise, load_generator
 from diffcf.metrics.classification import figures_of
 from diffcf.training import loop
-from diffcf.training.classification import class_weights
+from diffcf.training.classification import check_labels, class_weights
 from diffcf.training.command import command_line, run_script
 from diffcf.training.keyed import Order, turns_for
 from diffcf.training.run import Run, settings
@@ -101,9 +100,7 @@ class Config:
 def load(rows: Sequence[ManifestRow], config: Config, part: str) -> tuple[ScanDataset, Tensor]:
     """Labelled scans of a part with their regions. Errors: ConfigError for labels that are no class, or no masks."""
     kept = [row for row in rows if row.label is not None and (row.mask is not None or config.maskless == "refuse")]
-    found = sorted({int(row.label or 0) for row in kept})
-    if found != list(range(len(config.classes))):
-        raise ConfigError(f"the {part} part has labels {found}, not one for each of {config.classes}, from 0.")
+    check_labels(kept, config.classes, part)
     scans = ScanDataset(kept, config.preparation, mask=True)
     return scans, regions_of(scans, config.widen)
 

@@ -30,7 +30,7 @@ from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest, ManifestRow
 from diffcf.errors import ConfigError
 from diffcf.metrics.classification import figures_of
-from diffcf.training.classification import Augmentation, class_weights
+from diffcf.training.classification import Augmentation, check_labels, class_weights
 from diffcf.training.command import command_line, run_script
 from diffcf.training.keyed import Order, generator
 from diffcf.training.run import Plan
@@ -90,9 +90,7 @@ class Config:
 def load(rows: list[ManifestRow], config: Config, part: str) -> ScanDataset:
     """Labelled scans of a part. Errors: ConfigError where a class has no scan, or a label no class."""
     labelled = [row for row in rows if row.label is not None]
-    found = sorted({int(row.label or 0) for row in labelled})
-    if found != list(range(len(config.classes))):
-        raise ConfigError(f"the {part} part has labels {found}, not one for each of {config.classes}, from 0.")
+    check_labels(labelled, config.classes, part)
     return ScanDataset(labelled, config.preparation)
 
 

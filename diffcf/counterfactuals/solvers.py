@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffcf.counterfactuals.objective import Objective, gradient
-from diffcf.distances import per_sample
+from diffcf.distances import dot, norm, per_sample
 from diffcf.errors import ConfigError
 from diffcf.types import Solution
 
@@ -91,7 +91,7 @@ def _descend(
         each, slope = gradient(objective.whole, value[index], index)
         better = each < lowest[index]
         best[index[better]], lowest[index[better]] = value[index[better]], each[better]
-        residual[index] = _norm(slope)
+        residual[index] = norm(slope)
         going = residual[index] > tolerance
         index, slope = index[going], slope[going]
         if not len(index) or int(taken[index].max()) >= steps:
@@ -144,9 +144,9 @@ class ProximalGradient:
             new, step, fresh = self._step(objective, at, loss, slope, size[index], index)
             taken[index] += 1
             moved = at - new
-            residual[index] = _norm(moved) / (step * _norm(slope).clamp(min=1))
+            residual[index] = norm(moved) / (step * norm(slope).clamp(min=1))
             # Uphill against the last move: forget the momentum.
-            uphill = _dot(moved, new - value[index]) > 0
+            uphill = dot(moved, new - value[index]) > 0
             old = torch.where(uphill, torch.ones_like(step), momentum[index])
             grown = (1 + (1 + 4 * old.square()).sqrt()) / 2
             push = torch.where(uphill, torch.zeros_like(old), (old - 1) / grown)
@@ -169,7 +169,7 @@ class ProximalGradient:
             with torch.no_grad():
                 reached = objective.smooth(new[open_], index[open_])
             move = new[open_] - at[open_]
-            model = loss[open_] + _dot(slope[open_], move) + _dot(move, move) / (2 * step[open_])
+            model = loss[open_] + dot(slope[open_], move) + dot(move, move) / (2 * step[open_])
             above = reached > model + 4 * torch.finfo(loss.dtype).eps * loss[open_].abs()
             open_ = open_[above]
             if not len(open_):
@@ -187,11 +187,3 @@ def _live(done: Tensor) -> Tensor:
 
 def _infinite(start: Tensor) -> Tensor:
     return torch.full((len(start),), torch.inf, dtype=start.dtype, device=start.device)
-
-
-def _norm(value: Tensor) -> Tensor:
-    return value.flatten(1).norm(dim=1)
-
-
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    return (left * right).flatten(1).sum(1)

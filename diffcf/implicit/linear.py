@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from einops import einsum
 from torch import Tensor
 
-from diffcf.distances import per_sample
+from diffcf.distances import dot, norm, per_sample
 
 MatVec = Callable[[Tensor], Tensor]
 
@@ -35,7 +34,7 @@ def conjugate_gradients(matvec: MatVec, vector: Tensor, iterations: int, toleran
     """
     value, residual = torch.zeros_like(vector), vector.clone()
     direction = residual.clone()
-    size = _dot(residual, residual)
+    size = dot(residual, residual)
     asked = tolerance**2 * size
     indefinite = torch.zeros_like(size, dtype=torch.bool)
     live = size > 0
@@ -43,16 +42,16 @@ def conjugate_gradients(matvec: MatVec, vector: Tensor, iterations: int, toleran
         if not bool(live.any()):
             break
         product = matvec(direction)
-        curvature = _dot(direction, product)
+        curvature = dot(direction, product)
         # Rounding makes a zero curvature positive or negative by chance.
-        flat = curvature <= 10 * torch.finfo(size.dtype).eps * _dot(direction, direction)
+        flat = curvature <= 10 * torch.finfo(size.dtype).eps * dot(direction, direction)
         bad = live & flat
         indefinite |= bad
         live = live & ~bad
         step = torch.where(live, size / torch.where(live, curvature, torch.ones_like(size)), torch.zeros_like(size))
         value = value + per_sample(step, value) * direction
         residual = residual - per_sample(step, value) * product
-        new = _dot(residual, residual)
+        new = dot(residual, residual)
         again = torch.where(live, new / size.clamp(min=_tiny(size)), torch.zeros_like(new))
         direction = residual + per_sample(again, value) * direction
         size = torch.where(live, new, size)
@@ -65,7 +64,7 @@ def minimal_residual(matvec: MatVec, vector: Tensor, iterations: int, tolerance:
 
     `indefinite` where a Lanczos direction of negative curvature was met; the solution stands nevertheless.
     """
-    beta = _norm(vector)
+    beta = norm(vector)
     first = beta
     indefinite = torch.zeros_like(beta, dtype=torch.bool)
     old, now = torch.zeros_like(vector), vector / per_sample(beta.clamp(min=_tiny(beta)), vector)
@@ -79,10 +78,10 @@ def minimal_residual(matvec: MatVec, vector: Tensor, iterations: int, tolerance:
         if not bool(live.any()):
             break
         product = matvec(now)
-        alpha = _dot(now, product)
+        alpha = dot(now, product)
         indefinite |= live & (alpha < 0)
         fresh = product - per_sample(alpha, now) * now - per_sample(previous, old) * old
-        following = _norm(fresh)
+        following = norm(fresh)
         # The last rotation, then the one that zeroes the new entry below the diagonal.
         diagonal, gamma = cosine * delta + sine * alpha, sine * delta - cosine * alpha
         skipped, epsilon, delta = epsilon, sine * following, -cosine * following
@@ -108,11 +107,11 @@ def neumann_series(matvec: MatVec, vector: Tensor, rate: float, terms: int) -> L
     diverges, since A is not positive definite or the rate too large.
     """
     term = rate * vector
-    value, size = term.clone(), _norm(term)
+    value, size = term.clone(), norm(term)
     indefinite = torch.zeros_like(size, dtype=torch.bool)
     for _ in range(terms - 1):
         term = term - rate * matvec(term)
-        new = _norm(term)
+        new = norm(term)
         indefinite |= new > size * (1 + 1e-6)
         value, size = value + term, new
     return LinearSolution(value, relative_residual(matvec, value, vector), indefinite)
@@ -120,17 +119,9 @@ def neumann_series(matvec: MatVec, vector: Tensor, rate: float, terms: int) -> L
 
 def relative_residual(matvec: MatVec, value: Tensor, vector: Tensor) -> Tensor:
     """|A w - v| / |v|, "b"; 0 for v = 0."""
-    scale = _norm(vector)
-    error = _norm(matvec(value) - vector) / scale.clamp(min=_tiny(scale))
+    scale = norm(vector)
+    error = norm(matvec(value) - vector) / scale.clamp(min=_tiny(scale))
     return torch.where(scale > 0, error, torch.zeros_like(scale))
-
-
-def _norm(value: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(value.flatten(1), dim=1)
-
-
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    return einsum(left.flatten(1), right.flatten(1), "b n, b n -> b")
 
 
 def _tiny(value: Tensor) -> float:

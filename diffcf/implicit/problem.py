@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from einops import einsum
 from torch import Tensor
 
-from diffcf.distances import L1, Distance, GroupL1, Proximal, SmoothL1, SquaredL2, per_sample
+from diffcf.distances import L1, Distance, GroupL1, Proximal, SmoothL1, SquaredL2, dot, norm, per_sample
 from diffcf.errors import ConfigError
 
 Parameters = Mapping[str, Tensor]
@@ -157,8 +156,8 @@ class Linearised:
     def stationarity(self) -> Tensor:
         """|residual| by |gradient of the fit| + |gradient of the weighed distance|, "b" in [0, 1]: 0 at a solution."""
         fit = self.fit_slope.detach()
-        scale = _norm(fit) + _norm(self.residual - fit)
-        return _norm(self.residual) / scale.clamp(min=torch.finfo(scale.dtype).eps)
+        scale = norm(fit) + norm(self.residual - fit)
+        return norm(self.residual) / scale.clamp(min=torch.finfo(scale.dtype).eps)
 
     @cached_property
     def factors(self) -> list[Tensor]:
@@ -188,7 +187,7 @@ class Linearised:
         """J^T S J v + the distance's curvature times v."""
         product = self.distance_product(vector)
         for row in self.factors:
-            product = product + per_sample(_dot(row, vector), row) * row
+            product = product + per_sample(dot(row, vector), row) * row
         return product
 
     def hessian(self, vector: Tensor) -> Tensor:
@@ -264,11 +263,3 @@ def loss_curvature(loss: Callable[[Tensor], Tensor], outputs: Tensor, create_gra
             for j in range(outputs.shape[1])
         ]
     return torch.stack(rows, 1)
-
-
-def _norm(value: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(value.flatten(1), dim=1)
-
-
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    return einsum(left.flatten(1), right.flatten(1), "b n, b n -> b")

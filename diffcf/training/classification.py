@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffcf.cards import Window
+from diffcf.data.manifest import ManifestRow
 from diffcf.data.views import KINDS, Views, view
+from diffcf.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,10 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
     A class that does not occur gets the weight of one that occurs once.
     """
     return len(labels) / (classes * torch.bincount(labels, minlength=classes).clamp_min(1))
+
+
+def check_labels(rows: Sequence[ManifestRow], classes: Sequence[str], part: str) -> None:
+    """Refuse labelled rows of a part in which a class has no scan, or a label no class (ConfigError)."""
+    found = sorted({int(row.label or 0) for row in rows})
+    if found != list(range(len(classes))):
+        raise ConfigError(f"the {part} part has labels {found}, not one for each of {list(classes)}, from 0.")
