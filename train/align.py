@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from diffcf.alignment.methods import Augmented, CounterfactualAlignment, RightReasons, TrainingLoss, Vanilla
+from diffcf.alignment.methods import CounterfactualAlignment, Method, TrainingLoss
 from diffcf.alignment.monitor import Monitor
 from diffcf.alignment.regions import regions_of
 from diffcf.alignment.spaces import Latent, Pixels
@@ -71,9 +71,7 @@ class Config:
     architecture: str = "diffcf_cnn7"
     architecture_args: dict[str, Any] = field(default_factory=dict)
     slice_mode: Literal["channels", "average", "concatenate"] = "channels"
-    method: Vanilla | CounterfactualAlignment | RightReasons | Augmented = field(
-        default_factory=CounterfactualAlignment
-    )
+    method: Method = field(default_factory=CounterfactualAlignment)
     generator: str | None = None
     shortcut: Shortcut | None = None
     val_correlation: float = 0.0

@@ -1,13 +1,14 @@
 """What a classifier is trained with beside its cross-entropy: counterfactual alignment, and what it is compared with.
 
 A method adds a term to the loss of a batch; a new one is one small class with one function. Each states its source.
-Their settings have names of their own, by which a config tells them apart.
+Their settings have names of their own, since a config that changes the method keeps settings of the same name.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from einops import rearrange, reduce
@@ -31,12 +32,12 @@ class Batch:
     region: Tensor
 
 
-class Method(Protocol):
-    """Gives the module that trains a classifier by this method."""
+class Method(ABC):
+    """Gives the module that trains a classifier by this method. A config names subclasses: {class_path, init_args}."""
 
+    @abstractmethod
     def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
         """Called once, before training."""
-        ...
 
 
 class Terms(nn.Module):
@@ -52,7 +53,7 @@ class Terms(nn.Module):
 
 
 @dataclass(frozen=True)
-class Vanilla:
+class Vanilla(Method):
     """Cross-entropy alone. With an architecture that sees the region only, the oracle (paper 001, section 5.2)."""
 
     def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
@@ -61,7 +62,7 @@ class Vanilla:
 
 
 @dataclass(frozen=True)
-class CounterfactualAlignment:
+class CounterfactualAlignment(Method):
     """align_weight * the mean over samples of `AlignmentLoss` (Algorithm 1 of paper 001).
 
     A nearest counterfactual can be kept inside the region without the outside losing its say: the network becomes so
@@ -151,7 +152,7 @@ def _figures(found: Aligned) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class RightReasons:
+class RightReasons(Method):
     """Ross et al. 2017 (RRR): the input gradient outside the region is penalised.
 
     form "squared", theirs: gradient_weight * the mean over samples of the sum over pixels of
@@ -197,7 +198,7 @@ class RightReasonsTerms(Terms):
 
 
 @dataclass(frozen=True)
-class Augmented:
+class Augmented(Method):
     """Chang et al. 2021 (CIDG): counterfactual augmentation.
 
     Two copies of every image go into the batch with a weight: one whose outside is replaced by another image's of the
