@@ -39,6 +39,7 @@ import numpy as np
 from common import RESULTS, mean_row, write_result
 from einops import rearrange
 
+from diffcf.alignment.attributes import coded_attributes
 from diffcf.alignment.attribution import (
     LogisticModel,
     Monotonicity,
@@ -54,7 +55,7 @@ from diffcf.alignment.attribution import (
     subsets,
 )
 from diffcf.alignment.graph import draw, edges, skeleton
-from diffcf.data.lidc_attributes import CODINGS, LIDC_ATTRIBUTES, binary_attributes
+from diffcf.data.lidc_attributes import CODINGS, LIDC_ATTRIBUTES
 from diffcf.data.manifest import Manifest, ManifestRow, Split
 from diffcf.data.phantom.folder import SEEDS
 from diffcf.data.phantom.labels import MALIGNANCY
@@ -129,20 +130,12 @@ def names_of(config: Config) -> tuple[str, ...]:
     return names
 
 
-def code(values: np.ndarray, config: Config) -> np.ndarray:
-    """Ratings or a phantom's attributes "n p" as 0 and 1, NaN where not rated."""
-    if config.coding == "lidc":
-        return binary_attributes(values, names_of(config))
-    middle = np.array([DRAWN[name][0] for name in names_of(config)])
-    return np.where(np.isnan(values), np.nan, values > middle)
-
-
 def load(manifest: Manifest, split: Split, config: Config) -> Cases:
     """The cases of a split. Errors: ConfigError where there are none, or not those of the phantom set that is named."""
     names, rows = names_of(config), manifest.split(split)
     rated = [[row.attributes.get(name) for name in names] for row in rows]
     values = np.array(rated, dtype=np.float64).reshape(len(rows), len(names))
-    coded = code(values, config)
+    coded = coded_attributes(rows, names, config.coding)
     kept = [i for i, row in enumerate(rows) if row.label in (0, 1) and not np.isnan(coded[i]).any()]
     if not kept:
         raise ConfigError(f"{manifest.source}: no case of {split} has a label of 0 or 1 and all of {', '.join(names)}.")

@@ -20,6 +20,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
+from diffcf.alignment.attributes import AttributeSettings, Causes, coded_attributes
+from diffcf.alignment.hierarchy import HierarchicalAlignment, hierarchy_of
 from diffcf.alignment.methods import CounterfactualAlignment, Method, TrainingLoss
 from diffcf.alignment.monitor import Monitor
 from diffcf.alignment.regions import regions_of
@@ -32,6 +34,7 @@ from diffcf.data.manifest import Manifest, ManifestRow
 from diffcf.data.phantom.shortcut import Shortcut
 from diffcf.data.shortcuts import add_marks
 from diffcf.data.views import KINDS, Views, view
+from diffcf.errors import ConfigError
 from diffcf.generators.generator import SliceWise, load_generator
 from diffcf.metrics.classification import figures_of
 from diffcf.training import loop
@@ -54,6 +57,7 @@ class Config:
             out. widen: pixels by which masks are widened to regions.
         classes, preparation, architecture, architecture_args, slice_mode: as in train/classifier.py.
         method: what is added to the cross-entropy (`diffcf.alignment.methods`).
+        attributes: which of the manifest's attributes a hierarchical classifier learns; null: none.
         generator: folder or bundled name; counterfactuals are then searched in its code. null: in pixels.
         shortcut: a mark painted on every training scan as its `correlation` says; null: none.
         val_correlation: of the mark on validation scans; 0 is by chance, as in the papers.
@@ -72,6 +76,7 @@ class Config:
     architecture_args: dict[str, Any] = field(default_factory=dict)
     slice_mode: Literal["channels", "average", "concatenate"] = "channels"
     method: Method = field(default_factory=CounterfactualAlignment)
+    attributes: AttributeSettings | None = None
     generator: str | None = None
     shortcut: Shortcut | None = None
     val_correlation: float = 0.0
@@ -103,6 +108,16 @@ def load(rows: Sequence[ManifestRow], config: Config, part: str) -> tuple[ScanDa
     return scans, regions_of(scans, config.widen)
 
 
+def experts(scans: ScanDataset, config: Config) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Attributes of training scans "n p" of 0, 1 and NaN, and those that caused the label, bool "n p"."""
+    if config.attributes is None:
+        return None, None
+    coded = coded_attributes(scans.rows, config.attributes.names, config.attributes.coding)
+    labels = scans.labels.numpy()
+    causes = Causes.fit(coded, labels, config.attributes).of(coded, labels)
+    return torch.from_numpy(coded).float(), torch.from_numpy(causes)
+
+
 def main(config: Config) -> dict[str, float]:
     """Train to `config.steps`; returns the last validation's figures."""
     accelerator = Accelerator(log_with="tensorboard", project_dir=config.out)
@@ -115,6 +130,14 @@ def main(config: Config) -> dict[str, float]:
     torch.manual_seed(config.seed)
     card = ClassifierCard(**{name: getattr(config, name) for name in OF_CARD})
     classifier = build_classifier(card).to(device)
+    if config.attributes is not None and hierarchy_of(classifier).attributes != tuple(config.attributes.names):
+        raise ConfigError(
+            f"attributes {config.attributes.names}: the classifier's architecture_args name others, "
+            f"{list(hierarchy_of(classifier).attributes)}."
+        )
+    if config.attributes is None and isinstance(config.method, HierarchicalAlignment):
+        raise ConfigError("HierarchicalAlignment needs `attributes`: name those of the manifest that it shall learn.")
+    attributes, causes = experts(train, config)
     space: Any = Pixels()
     if config.generator is not None:
         space = Latent(SliceWise(load_generator(config.generator)).to(device), config.seed)
@@ -128,7 +151,7 @@ def main(config: Config) -> dict[str, float]:
     chance = None if mark is None else replace(mark, correlation=config.val_correlation)
     judged = add_marks(val.images, val.labels, chance, window, val.indices.tolist(), config.seed)
 
-    def inputs(step: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    def inputs(step: int) -> tuple[Any, ...]:
         positions = order.at(step, rank, world)
         keys = train.indices[positions].tolist()
         turns = turns_for(keys, config.seed, step, KINDS[config.views])
@@ -136,7 +159,8 @@ def main(config: Config) -> dict[str, float]:
         image = add_marks(image, label, mark, window, keys, config.seed)
         turned = view(region[positions], turns)
         monitor.take()
-        return image.to(device), label.to(device), turned.to(device), step / config.steps
+        rated = [None if part is None else part[positions].to(device) for part in (attributes, causes)]
+        return image.to(device), label.to(device), turned.to(device), step / config.steps, *rated
 
     @torch.no_grad()
     def validate(averaged: Any, done: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from diffcf.alignment.spaces import Pixels, Space
+from diffcf.alignment.spaces import Opened, Pixels, Space
 from diffcf.counterfactuals.direction import class_score
 from diffcf.distances import L1, GroupL1, SmoothL1, SquaredL2
 from diffcf.errors import ConfigError
@@ -73,24 +73,30 @@ class Inner:
 
 
 @dataclass(frozen=True)
-class Aligned:
-    """What the loss found, sample by sample "b" but for the image.
+class Judged:
+    """Counterfactuals and how they were judged, sample by sample "b" but for the image.
 
     penalty: the loss. first: the part of the search's first step, unweighed; 0 where it is not asked. counterfactual:
     "b s c h w", with its gradient. moved: mean |change| over the pixels. outside: share of the change outside the
-    region. valid: the prediction has changed to the target. reached: u "b ...", where a next search of the same samples
-    may start. report: of the implicit gradient, after the backward pass.
+    region. reached: u "b ...", where a next search of the same samples may start. report: of the implicit gradient,
+    after the backward pass.
     """
 
     penalty: Tensor
     first: Tensor
     counterfactual: Tensor
-    target: Tensor
     moved: Tensor
     outside: Tensor
-    valid: Tensor
     reached: Tensor
     report: Report
+
+
+@dataclass(frozen=True)
+class Aligned(Judged):
+    """target: the class asked for, int "b". valid: the prediction has changed to it, bool "b"."""
+
+    target: Tensor
+    valid: Tensor
 
 
 class AlignmentLoss(nn.Module):
@@ -145,7 +151,15 @@ class AlignmentLoss(nn.Module):
         second = logits.scatter(1, rearrange(predicted, "b -> b 1"), -torch.inf).argmax(1)
         wanted = second if target is None else target
         opened = self.space.at(image)
-        problem = self.problem(opened.image, opened.start, wanted)
+        judged = self.judge(self.problem(opened.image, opened.start, wanted), opened, image, region, start)
+        with torch.no_grad(), evaluating(self.classifier):
+            valid = self.classifier(judged.counterfactual).argmax(1) == wanted
+        return Aligned(**vars(judged), target=wanted, valid=valid & (predicted != wanted))
+
+    def judge(
+        self, problem: Problem, opened: Opened, image: Tensor, region: Tensor, start: Tensor | None = None
+    ) -> Judged:
+        """Solve any inner problem around the images, and judge where the change lies."""
         solved = self.inner.adjoint(problem, self.inner.solver, opened.start if start is None else start)
         counterfactual = opened.image(solved.value)
         penalty, moved, outside = self._judged(counterfactual - image, region)
@@ -153,17 +167,13 @@ class AlignmentLoss(nn.Module):
         if self.first:
             begun = self.inner.solver.step(problem, opened.start, differentiable=True)
             first = self._judged(opened.image(begun) - image, region)[0]
-        with torch.no_grad(), evaluating(self.classifier):
-            valid = self.classifier(counterfactual).argmax(1) == wanted
         share = (outside / moved.clamp(min=torch.finfo(moved.dtype).tiny)).detach()
-        return Aligned(
+        return Judged(
             penalty + self.first * first,
             first.detach(),
             counterfactual,
-            wanted,
             moved.detach(),
             torch.where(moved > 0, share, torch.nan),
-            valid & (predicted != wanted),
             solved.value.detach(),
             solved.report,
         )
@@ -178,15 +188,29 @@ class AlignmentLoss(nn.Module):
 
     def problem(self, image_of: Callable[[Tensor], Tensor], start: Tensor, target: Tensor) -> Problem:
         """Eq. 2 around u_0 "b ...", towards classes int "b"; its one output is the log-odds of the target."""
+        return self.posed(
+            image_of,
+            start,
+            lambda logits: rearrange(class_score(logits, target, "log_odds"), "b -> b 1"),
+            self.inner.of_margin,
+        )
 
-        def margin(value: Tensor, parameters: Parameters) -> Tensor:
+    def posed(
+        self,
+        image_of: Callable[[Tensor], Tensor],
+        start: Tensor,
+        outputs: Callable[[Tensor], Tensor],
+        loss: Callable[[Tensor], Tensor],
+    ) -> Problem:
+        """loss(outputs(f(image))) + the distance, around u_0 "b ..."; outputs: logits "b k" -> "b j", loss: -> "b"."""
+
+        def of(value: Tensor, parameters: Parameters) -> Tensor:
             with evaluating(self.classifier):
-                logits = functional_call(self.classifier, dict(parameters), (image_of(value),))
-            return rearrange(class_score(logits, target, "log_odds"), "b -> b 1")
+                return outputs(functional_call(self.classifier, dict(parameters), (image_of(value),)))
 
         return Problem(
-            outputs=margin,
-            loss=self.inner.of_margin,
+            outputs=of,
+            loss=loss,
             parameters=dict(self.classifier.named_parameters()),
             origin=start,
             weight=self.inner.distance_weight,

@@ -7,6 +7,7 @@ Their settings have names of their own, since a config that changes the method k
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +16,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffcf.alignment.loss import Aligned, AlignmentLoss, Inner
+from diffcf.alignment.loss import AlignmentLoss, Inner, Judged
 from diffcf.alignment.spaces import Space
 from diffcf.counterfactuals.direction import class_score
 from diffcf.errors import ConfigError
@@ -25,11 +26,22 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Batch:
-    """Images "b s c h w" in [-1, 1], labels int "b", regions "b s 1 h w" of 0 and 1: 1 may decide."""
+    """Images "b s c h w" in [-1, 1], labels int "b", regions "b s 1 h w" of 0 and 1: 1 may decide.
+
+    Where experts rated attributes, attributes: "b p" of 0 and 1, NaN = not rated; causes: "b p" of 0 and 1, those that
+    caused the label, none where that is not known.
+    """
 
     image: Tensor
     label: Tensor
     region: Tensor
+    attributes: Tensor | None = None
+    causes: Tensor | None = None
+
+    def head(self, count: int) -> Batch:
+        """The first so many."""
+        parts = {name: None if value is None else value[:count] for name, value in vars(self).items()}
+        return Batch(**parts)  # type: ignore[arg-type]
 
 
 class Method(ABC):
@@ -46,6 +58,10 @@ class Terms(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.seen: dict[str, Tensor] = {}
+
+    def logits(self, classifier: nn.Module, image: Tensor) -> Tensor:
+        """What the cross-entropy reads, "b k"; called before `forward`, so that a method can keep what it saw."""
+        return classifier(image)
 
     def forward(self, batch: Batch, progress: float) -> Tensor:
         """A scalar, weighed. progress: share of the training that is done."""
@@ -85,11 +101,25 @@ class CounterfactualAlignment(Method):
     wait: float = 0.2
 
     def __post_init__(self) -> None:
-        if not (self.align_weight > 0 and 0 < self.share <= 1 and 0 <= self.wait < 1):
+        self.check_shares()
+        if self.align_weight <= 0:
+            raise ConfigError(f"align_weight {self.align_weight}: expected a positive weight, or the method Vanilla.")
+
+    def check_shares(self) -> None:
+        """Refuse shares that cannot be (ConfigError)."""
+        if not (0 < self.share <= 1 and 0 <= self.wait < 1):
             raise ConfigError(
-                f"align_weight {self.align_weight}, share {self.share}, wait {self.wait}: expected a positive weight, "
-                "a share above 0 and at most 1, and a wait of 0 to below 1."
+                f"share {self.share}, wait {self.wait}: expected a share above 0 and at most 1, and a wait of 0 to "
+                "below 1."
             )
+
+    def few(self, batch: Batch) -> Batch:
+        """The part of a batch that is aligned."""
+        return batch.head(max(1, round(self.share * len(batch.image))))
+
+    def ramp(self, progress: float) -> float:
+        """How much of its weight alignment has by now."""
+        return 1.0 if not self.wait else min(1.0, progress / self.wait)
 
     def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
         """See `Method`."""
@@ -106,21 +136,29 @@ class AlignmentTerms(Terms):
     def forward(self, batch: Batch, progress: float) -> Tensor:
         """See `Terms`."""
         method = self.method
-        few = max(1, round(method.share * len(batch.image)))
-        found = self.loss(batch.image[:few], batch.region[:few])
-        self.seen = _figures(found)
+        few = method.few(batch)
+        found = self.loss(few.image, few.region)
+        self.seen = figures(found) | {"validity": found.valid.float().mean()}
         penalty = found.penalty.mean()
         if method.swapped:
-            share = swapped_share(self.loss.classifier, Batch(batch.image[:few], batch.label[:few], batch.region[:few]))
+            share = swapped_share(self.loss.classifier, few)
             self.seen["swapped"] = share.detach()
             penalty = penalty + method.swapped * share
-        ramp = 1.0 if not method.wait else min(1.0, progress / method.wait)
-        return method.align_weight * ramp * penalty
+        return method.align_weight * method.ramp(progress) * penalty
 
 
-def swapped_share(classifier: nn.Module, batch: Batch) -> Tensor:
+def label_odds(logits: Tensor, label: Tensor) -> Tensor:
+    """The log-odds of labels int "b", "b k" -> "b 1"."""
+    return rearrange(class_score(logits, label, "log_odds"), "b -> b 1")
+
+
+def swapped_share(
+    classifier: nn.Module, batch: Batch, score: Callable[[Tensor, Tensor], Tensor] = label_odds
+) -> Tensor:
     """How much of the way to images of another class the outside alone goes: the mean over samples of
-    |f(x_out) - f(x)| / (|f(x_out) - f(x)| + |f(x_in) - f(x)|), f the log-odds of the label, a scalar in [0, 1].
+    |f(x_out) - f(x)|_1 / (|f(x_out) - f(x)|_1 + |f(x_in) - f(x)|_1), a scalar in [0, 1].
+
+    f: the classifier's outputs as `score` (outputs, labels) -> "b j" takes them, by default the log-odds of the label.
 
     x_out is x with the other image's pixels outside of both regions, x_in with those inside. Each sample takes the next
     one of the batch that has another label; 0 where there is none. Of several processes, each pairs its own part.
@@ -135,19 +173,18 @@ def swapped_share(classifier: nn.Module, batch: Batch) -> Tensor:
     image, contrast = batch.image[own], batch.image[other]
     inside = torch.maximum(batch.region[own], batch.region[other])
     mixed = torch.cat([image, inside * image + (1 - inside) * contrast, (1 - inside) * image + inside * contrast])
-    score = class_score(classifier(mixed), batch.label[own].repeat(3), "log_odds")
-    start, outside, within = score.chunk(3)
-    gone = (outside - start).abs()
-    return (gone / (gone + (within - start).abs()).clamp(min=TINY)).mean()
+    start, outside, within = score(classifier(mixed), batch.label[own].repeat(3)).chunk(3)
+    gone, stayed = (reduce((one - start).abs(), "b j -> b", "sum") for one in (outside, within))
+    return (gone / (gone + stayed).clamp(min=TINY)).mean()
 
 
-def _figures(found: Aligned) -> dict[str, Tensor]:
+def figures(found: Judged) -> dict[str, Tensor]:
+    """What a monitor watches of counterfactuals: means over samples."""
     return {
         "penalty": found.penalty.detach().mean(),
         "first": found.first.mean(),
         "outside": found.outside.nanmean(),
         "moved": found.moved.mean(),
-        "validity": found.valid.float().mean(),
     }
 
 
@@ -248,11 +285,19 @@ class TrainingLoss(nn.Module):
         self.criterion = nn.CrossEntropyLoss(class_weights)
         self.seen: dict[str, Tensor] = {}
 
-    def forward(self, image: Tensor, label: Tensor, region: Tensor, progress: float) -> Tensor:
-        """A scalar."""
-        logits = self.classifier(image)
+    def forward(
+        self,
+        image: Tensor,
+        label: Tensor,
+        region: Tensor,
+        progress: float,
+        attributes: Tensor | None = None,
+        causes: Tensor | None = None,
+    ) -> Tensor:
+        """A scalar. The tensors are those of a `Batch`."""
+        logits = self.terms.logits(self.classifier, image)
         plain = self.criterion(logits, label)
-        added = self.terms(Batch(image, label, region), progress)
+        added = self.terms(Batch(image, label, region, attributes, causes), progress)
         majority = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).max() / len(logits)
         self.seen = {"cross_entropy": plain.detach(), "majority": majority, **self.terms.seen}
         return plain + added
