@@ -135,7 +135,8 @@ def load(manifest: Manifest, split: Split, config: Config) -> Cases:
     names, rows = names_of(config), manifest.split(split)
     rated = [[row.attributes.get(name) for name in names] for row in rows]
     values = np.array(rated, dtype=np.float64).reshape(len(rows), len(names))
-    coded = coded_attributes(rows, names, config.coding)
+    middle = {name: DRAWN[name][0] for name in names} if config.coding == "middle" else None
+    coded = coded_attributes(rows, names, "lidc" if config.coding == "lidc" else "binary", middle)
     kept = [i for i, row in enumerate(rows) if row.label in (0, 1) and not np.isnan(coded[i]).any()]
     if not kept:
         raise ConfigError(f"{manifest.source}: no case of {split} has a label of 0 or 1 and all of {', '.join(names)}.")

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from diffcf.alignment.attributes import AttributeSettings, Causes, coded_attributes
+from diffcf.alignment.attributes import AttributeSettings, Causes
 from diffcf.alignment.hierarchy import HierarchicalAlignment, hierarchy_of
 from diffcf.alignment.methods import CounterfactualAlignment, Method, TrainingLoss
 from diffcf.alignment.monitor import Monitor
@@ -112,7 +112,7 @@ def experts(scans: ScanDataset, config: Config) -> tuple[Tensor, Tensor] | tuple
     """Attributes of training scans "n p" of 0, 1 and NaN, and those that caused the label, bool "n p"."""
     if config.attributes is None:
         return None, None
-    coded = coded_attributes(scans.rows, config.attributes.names, config.attributes.coding)
+    coded = config.attributes.coded(scans.rows)
     labels = scans.labels.numpy()
     causes = Causes.fit(coded, labels, config.attributes).of(coded, labels)
     return torch.from_numpy(coded).float(), torch.from_numpy(causes)

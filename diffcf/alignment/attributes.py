@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from diffcf.alignment.attribution import TableModel, attribute, flip, monotonicity
 from diffcf.data.lidc_attributes import binary_attributes
 from diffcf.data.manifest import ManifestRow
-from diffcf.data.phantom.nodule import DRAWN
 from diffcf.errors import ConfigError
 
-Coding = Literal["binary", "lidc", "middle"]
+Coding = Literal["binary", "lidc"]
 
 
 @dataclass(frozen=True)
@@ -23,22 +22,29 @@ class AttributeSettings:
     """Which attributes of a manifest are used, and how the causal ones among them are told.
 
     names: columns of the manifest, without their prefix. coding: "binary", 0 and 1 already; "lidc", ratings as paper
-    000 codes them; "middle", a phantom's, above the middle of what is drawn. strength: cases as which the logistic
+    000 codes them. above: name -> number; the attribute is 1 above it. strength: cases as which the logistic
     model counts in every cell of the table P(label | attributes) (`TableModel`). alpha: level at which an attribute
     counts as speaking against the label, so that it is turned round before CCCE. most, tolerance, rule: of `attribute`.
     """
 
     names: list[str]
     coding: Coding = "binary"
+    above: dict[str, float] = field(default_factory=dict)
     strength: float = 10.0
     alpha: float = 0.01
     most: int = 3
     tolerance: float = 0.1
     rule: Literal["smallest", "likeliest"] = "smallest"
 
+    def coded(self, rows: Sequence[ManifestRow]) -> NDArray[np.float64]:
+        """See `coded_attributes`."""
+        return coded_attributes(rows, self.names, self.coding, self.above)
 
-def coded_attributes(rows: Sequence[ManifestRow], names: Sequence[str], coding: Coding) -> NDArray[np.float64]:
-    """The attributes of manifest rows "n p", 0 and 1, NaN where not rated.
+
+def coded_attributes(
+    rows: Sequence[ManifestRow], names: Sequence[str], coding: Coding, above: Mapping[str, float] | None = None
+) -> NDArray[np.float64]:
+    """The attributes of manifest rows "n p", 0 and 1, NaN where not rated; as `AttributeSettings` says.
 
     Errors: ConfigError for an attribute that no row has, or values other than 0 and 1 with coding "binary"; ScanError
     for ratings outside LIDC's scales.
@@ -54,18 +60,17 @@ def coded_attributes(rows: Sequence[ManifestRow], names: Sequence[str], coding: 
     values = np.array(rated, dtype=np.float64).reshape(len(rows), len(names))
     if coding == "lidc":
         return binary_attributes(values, names)
-    if coding == "middle":
-        unknown = [name for name in names if name not in DRAWN]
-        if unknown:
-            raise ConfigError(f"phantoms have no attribute {', '.join(unknown)}; there are {', '.join(DRAWN)}.")
-        middle = np.array([DRAWN[name][0] for name in names])
-        return np.where(np.isnan(values), np.nan, values > middle)
+    if unknown := set(above or {}) - set(names):
+        raise ConfigError(f"above names {', '.join(sorted(unknown))}: expected some of {', '.join(names)}.")
+    for j, name in enumerate(names):
+        if above and name in above:
+            values[:, j] = np.where(np.isnan(values[:, j]), np.nan, values[:, j] > above[name])
     wrong = ~np.isnan(values) & ~np.isin(values, (0, 1))
     if wrong.any():
         i, j = np.argwhere(wrong)[0]
         raise ConfigError(
-            f"{rows[i].path} has {names[j]} {values[i, j]:g}: expected 0, 1 or nothing. Ratings on a scale have to be "
-            "cut at a value of your choice first."
+            f"{rows[i].path} has {names[j]} {values[i, j]:g}: expected 0, 1 or nothing. Say above which number it is 1 "
+            "(`above`), or code it in the manifest."
         )
     return values
 

@@ -14,6 +14,17 @@ from diffcf.errors import ConfigError
 GIVEN = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes", "in_chans")  # fmt: skip  # noqa: E501
 
 
+SPREAD = 8.0  # of the decider's input: at the start all attributes are near 1/2, and an MLP over them learns nothing
+
+
+class Spread(nn.Module):
+    """Probabilities in [0, 1] -> [-4, 4]."""
+
+    def forward(self, chances: Tensor) -> Tensor:
+        """Any shape."""
+        return SPREAD * (chances - 0.5)
+
+
 class Hierarchical(nn.Module):
     """f_θ2(sigmoid(f_θ1(x))): a network that sees attributes, and one that decides by nothing else.
 
@@ -43,11 +54,13 @@ class Hierarchical(nn.Module):
         self.perceiver: nn.Module = create_model(
             backbone, pretrained=False, num_classes=len(attributes), in_chans=in_chans, **options
         )
-        self.decider = nn.Sequential(nn.Linear(len(attributes), hidden), nn.SiLU(), nn.Linear(hidden, num_classes))
+        self.decider = nn.Sequential(
+            Spread(), nn.Linear(len(attributes), hidden), nn.SiLU(), nn.Linear(hidden, num_classes)
+        )
 
     def get_classifier(self) -> nn.Linear:
         """The last layer, as timm's architectures give it."""
-        last = self.decider[2]
+        last = self.decider[-1]
         assert isinstance(last, nn.Linear)
         return last
 
@@ -58,7 +71,7 @@ class Hierarchical(nn.Module):
     def forward_head(self, attributes: Tensor, pre_logits: bool = False) -> Tensor:
         """Log-odds of the attributes -> logits "b k", or what the last layer reads."""
         chances = attributes.sigmoid()
-        return self.decider[:2](chances) if pre_logits else self.decider(chances)
+        return self.decider[:-1](chances) if pre_logits else self.decider(chances)
 
     def forward(self, picture: Tensor) -> Tensor:
         """Logits "b k"."""
