@@ -10,7 +10,8 @@ loss found anew changes as the gradient says (of a gradient at an angle a to the
 names how many batches were left out since the inner solver itself did not come to rest.
 
 By solver steps, in one run, single precision: `seconds` of loss and gradient, `time_ratio` of unrolling to it, and
-`saved_mb`, the most that was kept for the backward pass at once.
+`saved_mb`, the most that was kept for the backward pass at once. Of `training`, a whole step of the weights over
+`training_batch` scans: by cross-entropy alone, and aligned, which takes `step_ratio` as long; processor time.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from diffcf.alignment.loss import AlignmentLoss, Inner
+from diffcf.alignment.methods import CounterfactualAlignment, TrainingLoss, Vanilla
 from diffcf.alignment.regions import regions_of
 from diffcf.classifiers.blackbox import load_blackbox
 from diffcf.data.dataset import ScanDataset
@@ -48,7 +50,9 @@ class Config:
         adjoints: name -> adjoint. inner: the inner problem and its solver, for the quality of the gradient.
         shortcut: mark by chance on every scan. widen: of the regions.
         batches, batch: of scans. directions: random ones a batch. step: of the weights, relative to their norm.
+        again: solver steps by which u* is found anew from where it was.
         timed: solver steps whose cost is measured. repeats: of each measurement; the fastest counts.
+        training: the alignment whose step is compared with a plain one. training_batch: scans of such a step.
         split, data, resamples, seed, out: as in the other evaluations.
     """
 
@@ -63,8 +67,11 @@ class Config:
     batch: int = 8
     directions: int = 8
     step: float = 1e-6
+    again: int = 10
     timed: list[int] = field(default_factory=lambda: [3, 10])
     repeats: int = 3
+    training: CounterfactualAlignment = field(default_factory=CounterfactualAlignment)
+    training_batch: int = 64
     split: str = "test"
     data: str = ""
     resamples: int = 1000
@@ -75,10 +82,11 @@ class Config:
 class Moved:
     """The penalty of a batch after a step of the weights, u* found anew from where it was."""
 
-    def __init__(self, classifier: nn.Module, inner: Inner, image: Tensor, region: Tensor) -> None:
+    def __init__(self, classifier: nn.Module, inner: Inner, again: int, image: Tensor, region: Tensor) -> None:
         self.classifier, self.image, self.region = classifier, image, region
-        self.loss = AlignmentLoss(classifier, replace(inner, adjoint=Detached()))
-        found = self.loss(image, region)
+        found = AlignmentLoss(classifier, replace(inner, adjoint=Detached()))(image, region)
+        nearer: Any = replace(inner.solver, steps=again)
+        self.loss = AlignmentLoss(classifier, replace(inner, solver=nearer, adjoint=Detached()))
         self.target, self.start = found.target, found.reached
 
     @torch.no_grad()
@@ -114,8 +122,9 @@ def quality(classifier: nn.Module, image: Tensor, region: Tensor, config: Config
     stuck = 0
     for part in track(range(config.batches), description="gradients"):
         chosen = slice(part * config.batch, (part + 1) * config.batch)
-        moved = Moved(classifier, config.inner, image[chosen], region[chosen])
-        unrolled = AlignmentLoss(classifier, replace(config.inner, adjoint=Unrolled()))
+        moved = Moved(classifier, config.inner, config.again, image[chosen], region[chosen])
+        nearer: Any = replace(config.inner.solver, steps=config.again)
+        unrolled = AlignmentLoss(classifier, replace(config.inner, solver=nearer, adjoint=Unrolled()))
         # Unrolled from u* itself, the steps' derivative has the limit that they have from u_0.
         truth, _ = gradient_of(unrolled, image[chosen], region[chosen], moved.start)
         directions = [
@@ -128,7 +137,7 @@ def quality(classifier: nn.Module, image: Tensor, region: Tensor, config: Config
         ]
         rested: bool | None = None
         for name, adjoint in config.adjoints.items():
-            loss = AlignmentLoss(classifier, replace(config.inner, adjoint=adjoint))
+            loss = AlignmentLoss(classifier, replace(config.inner, solver=nearer, adjoint=adjoint))
             found, report = gradient_of(loss, image[chosen], region[chosen], moved.start)
             rested = float(report.stationarity.max()) < 0.05 if rested is None else rested
             if not rested:
@@ -221,6 +230,19 @@ def costs(classifier: nn.Module, image: Tensor, region: Tensor, config: Config) 
     return rows
 
 
+def step_costs(classifier: nn.Module, image: Tensor, label: Tensor, region: Tensor, config: Config) -> list[Any]:
+    """A row for a plain and for an aligned step over the same scans."""
+    measured = {}
+    for name, method in (("plain step", Vanilla()), ("aligned step", config.training)):
+        loss = TrainingLoss(classifier, method.terms(classifier))
+        measured[name], _ = cost(lambda loss=loss: loss(image, label, region, 1.0).backward(), config.repeats)
+    plain = measured["plain step"]
+    return [
+        {"method": name, "n": len(image), "seconds": seconds, "step_ratio": seconds / plain}
+        for name, seconds in measured.items()
+    ]
+
+
 def main(config: Config) -> list[dict[str, Any]]:
     """Measure; prints and writes the table, returns its rows."""
     rows: list[dict[str, Any]] = []
@@ -240,6 +262,8 @@ def main(config: Config) -> list[dict[str, Any]]:
             made = quality(classifier.double(), image.double(), region.double(), config)
             few = config.batch * 4
             made += costs(classifier.float(), image[:few], region[:few], config)
+            many = config.training_batch
+            made += step_costs(classifier, image[:many], scans.labels[:many], region[:many], config)
         rows += [
             {"classifier": name, "data": config.name, "split": config.split, **row, "default": False} for row in made
         ]

@@ -316,7 +316,7 @@ def test_attribution(trained) -> None:
         (("--phantom_seed", "1"), "not the nodules of the phantom set with seed 1"),
         (("--without", "[colour]", "--phantom_seed", "null"), "expected some, not all, of spiculation"),
         (("--coding", "lidc"), "their coding is 'middle'"),
-        (("--coding", "lidc", "--phantom_seed", "null"), "no case of train has a label of 0 or 1 and all of subtlety"),
+        (("--coding", "lidc", "--phantom_seed", "null"), "no row of the manifest has the attribute calcification"),
     ):
         with pytest.raises(ConfigError, match=says):
             run("evaluation", "attribution", *more)

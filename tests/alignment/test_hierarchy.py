@@ -95,7 +95,7 @@ def test_a_classifier_without_attributes_is_refused(small) -> None:
 
 
 def decide_by_first(classifier: SlicedClassifier) -> None:
-    """Make the decider one that reads the first attribute alone: log-odds 1.5 silu(10 a_0) - 7, which rise with it: 8 (a - 1/2) is what its first layer reads."""
+    """Make the decider one that reads the first attribute alone: log-odds 1.5 silu(10 a_0) - 7, which rise with it."""
     _, first, _, last = hierarchy_of(classifier).decider
     with torch.no_grad():
         for weight in (first.weight, first.bias, last.weight, last.bias):

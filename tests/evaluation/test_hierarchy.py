@@ -1,0 +1,98 @@
+"""Classifiers that decide by attributes, trained on squares whose column decides, and what is said of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonargparse import auto_cli
+from tiny_data import write_tiny_data
+
+from diffcf.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+ATTRIBUTES = {"names": ["column", "row"], "above": {"column": 7, "row": 4}}
+NETWORK = {"attributes": ["column", "row"], "backbone_args": {"width": 8, "places": 2}}
+
+
+def run(folder: str, name: str, *more: str) -> Any:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    spec = importlib.util.spec_from_file_location(f"tiny_{name}", ROOT / folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    args = ["--config", str(ROOT / f"configs/tiny/{name}.yaml"), *more]
+    return module.main(auto_cli(module.Config, as_positional=False, args=args))
+
+
+def train(out: str, *more: str) -> Any:
+    terms = {"share": 0.25, "wait": 0.5, "attribute_weight": 5.0, "inner": {"solver": {"steps": 2}}}
+    method = {"class_path": "HierarchicalAlignment", "init_args": terms}
+    settings = {"method": method, "attributes": ATTRIBUTES, "architecture_args": NETWORK, "shortcut": None}
+    given = [word for key, value in settings.items() for word in (f"--{key}", json.dumps(value))]
+    given += ["--architecture", "diffcf_hierarchical", "--slice_mode", "channels", "--steps", "40", "--views", "none"]
+    given += ["--learning_rate", "0.01", "--validate_every", "20", "--out", out]
+    return run("train", "align", *given, *more)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    patch = pytest.MonkeyPatch()
+    patch.chdir(folder)
+    patch.syspath_prepend(str(ROOT / "evaluation"))
+    write_tiny_data(folder / "runs" / "tiny" / "data", scans=100)
+    yield folder
+    patch.undo()
+
+
+def test_attributes_are_learnt_and_judged(folder: Path) -> None:
+    figures = train("runs/tiny/hierarchical")
+    assert {"attribute_loss", "reason_outside", "reason_validity", "outside", "swapped"} <= set(figures)
+    train("runs/tiny/bottleneck", "--method.align_weight", "0", "--method.reason_weight", "0", "--steps", "10")
+    both = '["runs/tiny/hierarchical/blackbox", "runs/tiny/hierarchical/blackbox"]'
+    run("evaluation", "hierarchy", "--methods.hierarchical alignment", both)
+    written = json.loads((folder / "runs/tiny/results/hierarchy_tiny.json").read_text())["rows"]
+    plain, aligned = written
+    assert (plain["seeds"], aligned["seeds"]) == (1, 2)
+    assert [plain["default"], aligned["default"]] == [False, True]
+    assert aligned["attribute_accuracy"] > aligned["commonest"]
+    assert aligned["attribute_auc"] > 0.8
+    assert aligned["accuracy"] > 0.8
+    for row in written:
+        assert row["attribute_auc_low"] <= row["attribute_auc"] <= row["attribute_auc_high"]
+        assert row["reason_chance"] == pytest.approx(0.5)  # the column alone decides
+        assert 0 <= row["reason_precision"] <= 1
+    assert aligned["reason_precision"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--attributes", "null"], "needs `attributes`"),
+        (["--attributes.names", "[row, column]"], "architecture_args name others"),
+        (["--attributes.names", "[column, shape]", "--attributes.above", "{}"], "architecture_args name others"),
+        (["--architecture", "diffcf_cnn7", "--architecture_args", '{"width": 4}'], "does not decide by attributes"),
+        (["--slice_mode", "average"], "slice_mode channels"),
+        (["--attributes.above", '{"column": 7}'], "expected 0, 1 or nothing"),
+    ],
+)
+def test_what_does_not_fit_is_refused(folder: Path, more: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        train("runs/tiny/refused", *more)
+    assert not Path("runs/tiny/refused/blackbox").exists()
+
+
+def test_an_evaluation_of_other_attributes_is_refused(folder: Path) -> None:
+    if not Path("runs/tiny/bottleneck").exists():
+        train("runs/tiny/bottleneck", "--steps", "2")
+    with pytest.raises(ConfigError, match="decides by column, row"):
+        run("evaluation", "hierarchy", "--attributes.names", "[row]", "--attributes.above", '{"row": 4}')
+    with pytest.raises(ConfigError, match="no method 'ours'"):
+        run("evaluation", "hierarchy", "--default", "ours")
