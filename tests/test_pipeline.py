@@ -209,6 +209,18 @@ def test_alignment_is_trained_and_judged(trained) -> None:
         assert 0 < row["chance"] < 0.5
     assert "accuracy_std" in aligned
     assert "decoded_validity" in aligned
+    twice = ("--runs.aligned", '{"a": "runs/tiny/align/blackbox", "b": "runs/tiny/align/blackbox"}')
+    run("evaluation", "tuning", *twice)
+    rows = result(trained[0], "tuning")["rows"]
+    assert [(row["method"], row["chosen"]) for row in rows] == [("plain", True), ("aligned", True), ("aligned", False)]
+    card = read_card(ClassifierCard, trained[0] / "runs/tiny/plain/blackbox")
+    assert rows[0]["auc"] == card.about["validation"]["auc"]
+    for sources, said in (
+        ('{"a": "runs/tiny/align-1/blackbox"}', "differ in seed"),
+        ('{"a": "runs/tiny/classifier/blackbox"}', "no black box of train/align.py"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run("evaluation", "tuning", "--runs.aligned", sources)
     run("evaluation", "implicit")
     measured = result(trained[0], "implicit")["rows"]
     good = [row for row in measured if "sign" in row]
@@ -217,6 +229,9 @@ def test_alignment_is_trained_and_judged(trained) -> None:
     cost = {row["method"]: row for row in measured if "saved_mb" in row}
     assert cost["unrolled"]["time_ratio"] == 1
     assert cost["gauss_newton"]["saved_mb"] < cost["unrolled"]["saved_mb"]
+    plain, aligned = (row for row in measured if "step_ratio" in row)
+    assert plain["step_ratio"] == 1
+    assert aligned["step_ratio"] > 1
 
 
 def test_digits(trained) -> None:
