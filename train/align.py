@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
+from diffcf.alignment import cdep, icnn  # noqa: F401  (a config names their methods)
 from diffcf.alignment.attributes import AttributeSettings, Causes
 from diffcf.alignment.hierarchy import HierarchicalAlignment, hierarchy_of
 from diffcf.alignment.methods import CounterfactualAlignment, Method, TrainingLoss

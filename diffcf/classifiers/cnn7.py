@@ -52,27 +52,34 @@ class CNN7(nn.Module):
         """The last layer, as timm's architectures give it."""
         return self.head
 
+    def seen(self, picture: Tensor) -> Tensor:
+        """The part of pictures "b c h w" that the network looks at: all, or what lies in the box."""
+        if not self.box:
+            return picture
+        height, width = picture.shape[-2:]
+        inside = torch.zeros(height, width, dtype=picture.dtype, device=picture.device)
+        top, left = (height - self.box) // 2, (width - self.box) // 2
+        inside[max(top, 0) : top + self.box, max(left, 0) : left + self.box] = 1
+        return picture * inside
+
     def forward_features(self, picture: Tensor) -> Tensor:
         """Picture "b c h w" -> maps "b f h/8 w/8"."""
-        if self.box:
-            height, width = picture.shape[-2:]
-            inside = torch.zeros(height, width, dtype=picture.dtype, device=picture.device)
-            top, left = (height - self.box) // 2, (width - self.box) // 2
-            inside[max(top, 0) : top + self.box, max(left, 0) : left + self.box] = 1
-            picture = picture * inside
-        return self.layers(picture)
+        return self.layers(self.seen(picture))
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """Maps -> what the last layer reads "b f", their average over places."""
+        if self.places is None:
+            return maps.mean((2, 3))
+        if maps.shape[2:] != self.places.shape:
+            raise ConfigError(
+                f"maps of {tuple(maps.shape[2:])} for places {len(self.places)}: give an eighth of the size."
+            )
+        weights = rearrange((PACE * self.places).flatten().softmax(0), "(y x) -> y x", y=len(self.places))
+        return einsum(maps, weights, "b f y x, y x -> b f")
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """Maps -> logits "b k", or what the last layer reads."""
-        if self.places is None:
-            features = maps.mean((2, 3))
-        else:
-            if maps.shape[2:] != self.places.shape:
-                raise ConfigError(
-                    f"maps of {tuple(maps.shape[2:])} for places {len(self.places)}: give an eighth of the size."
-                )
-            weights = rearrange((PACE * self.places).flatten().softmax(0), "(y x) -> y x", y=len(self.places))
-            features = einsum(maps, weights, "b f y x, y x -> b f")
+        features = self.pooled(maps)
         return features if pre_logits else self.head(features)
 
     def forward(self, picture: Tensor) -> Tensor:

@@ -201,7 +201,7 @@ def probe(batch: int, channels: int, size: int) -> Tensor:
 def _create(card: ClassifierCard, channels: int) -> nn.Module:
     import timm
 
-    from diffcf.classifiers import bagnet, cnn7, hierarchical  # noqa: F401  (our own architectures register themselves)
+    from diffcf.classifiers import bagnet, cnn7, hierarchical, icnn  # noqa: F401  (our own architectures register themselves)
 
     refused = [name for name in card.architecture_args if name in NOT_ARGUMENTS]
     if refused:

@@ -14,6 +14,8 @@ from jsonargparse import auto_cli
 from tiny_data import write_tiny_data
 from train_runs import launch, losses
 
+from diffcf.alignment.cdep import Decomposition
+from diffcf.alignment.icnn import TemplateLoss
 from diffcf.alignment.loss import Inner
 from diffcf.alignment.methods import Augmented, CounterfactualAlignment, RightReasons, Vanilla
 from diffcf.cards import Preparation
@@ -76,6 +78,18 @@ def test_every_method_trains_and_is_written(script, manifest: Path, tmp_path: Pa
     blackbox = load_blackbox(tmp_path / "run" / "blackbox")
     assert blackbox.card.about["method"] == type(method).__name__
     assert blackbox(blackbox.example()).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("method", "architecture"),
+    [(Decomposition(decomposition_share=1.0), "diffcf_cnn7"), (TemplateLoss(), "diffcf_icnn")],
+)
+def test_methods_of_one_architecture_train(script, manifest: Path, tmp_path: Path, method, architecture: str) -> None:
+    config = configure(
+        script, manifest, tmp_path / "run", method=method, architecture=architecture, slice_mode="channels"
+    )
+    assert script.main(config)["penalty"] != 0
+    assert load_blackbox(tmp_path / "run" / "blackbox").card.architecture == architecture
 
 
 def test_a_run_that_was_cut_off_ends_where_a_whole_one_does(script, manifest: Path, tmp_path: Path) -> None:
