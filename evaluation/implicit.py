@@ -176,20 +176,21 @@ class Kept:
     def __init__(self) -> None:
         self.now = self.most = 0
 
-    def pack(self, tensor: Tensor) -> Any:
+    def pack(self, tensor: Tensor) -> Held:
         """Takes note of a tensor for as long as it is kept."""
-        outer = self
+        return Held(self, tensor)
 
-        class Held:
-            def __init__(self) -> None:
-                self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
-                outer.now += self.size
-                outer.most = max(outer.most, outer.now)
 
-            def __del__(self) -> None:
-                outer.now -= self.size
+class Held:
+    """A tensor that is kept, and counted until it is let go."""
 
-        return Held()
+    def __init__(self, kept: Kept, tensor: Tensor) -> None:
+        self.kept, self.tensor, self.size = kept, tensor, tensor.numel() * tensor.element_size()
+        kept.now += self.size
+        kept.most = max(kept.most, kept.now)
+
+    def __del__(self) -> None:
+        self.kept.now -= self.size
 
 
 def cost(run: Callable[[], Any], repeats: int) -> tuple[float, float]:
