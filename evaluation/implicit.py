@@ -6,8 +6,8 @@ The outer loss is the alignment penalty of a batch of scans; its truth is the co
 the weights, in double precision. By adjoint and classifier, over batches: `descends`, the share in which a small step
 against the gradient lowers the loss found anew; `sign`, the share of random directions of the weights along which the
 loss found anew changes as the gradient says (of a gradient at an angle a to the true one it is 1 - a / pi);
-`cosine`, with the derivative of the steps themselves, unrolled, where `unrolled` asks for it; `stationarity` and `indefinite` of the report. `stuck`
-names how many batches were left out since the inner solver itself did not come to rest.
+`cosine`, with the derivative of the steps themselves, where `unrolled` asks for it; `stationarity` and `indefinite` of
+the report. `stuck` names how many batches were left out since the inner solver itself did not come to rest.
 
 By solver steps, in one run, single precision: `seconds` of loss and gradient, `time_ratio` of unrolling to it, and
 `saved_mb`, the most that was kept for the backward pass at once. Of `training`, a whole step of the weights over
