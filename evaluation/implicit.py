@@ -265,7 +265,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the table says how far from stationary, and how indefinite
             made = quality(classifier.double(), image.double(), region.double(), config)
-            few = config.batch * 2
+            few = config.batch
             made += costs(classifier.float(), image[:few], region[:few], config)
             many = config.training_batch
             made += step_costs(classifier, image[:many], scans.labels[:many], region[:many], config)
