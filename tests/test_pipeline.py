@@ -227,7 +227,7 @@ def test_alignment_is_trained_and_judged(trained) -> None:
     assert {row["method"] for row in good} <= {"gauss_newton", "cg", "jacobian_free"}
     assert all(-1 <= row["cosine"] <= 1 for row in good)
     cost = {row["method"]: row for row in measured if "saved_mb" in row}
-    assert cost["unrolled"]["time_ratio"] == 1
+    assert cost["search alone"]["adjoint_ratio"] == 0
     assert cost["gauss_newton"]["saved_mb"] < cost["unrolled"]["saved_mb"]
     plain, aligned = (row for row in measured if "step_ratio" in row)
     assert plain["step_ratio"] == 1
@@ -394,7 +394,8 @@ def test_evaluation_configs_are_valid(path: Path, monkeypatch) -> None:
     script, _, name = path.stem.partition("_")
     config = auto_cli(load("evaluation", script).Config, as_positional=False, args=["--config", str(path)])
     assert config.name == name
-    assert getattr(config, "how", config).split == "test"
+    if script != "tuning":  # which reads cards alone
+        assert getattr(config, "how", config).split == "test"
     assert config.data
 
 

@@ -143,7 +143,8 @@ def main(config: Config) -> dict[str, float]:
     if config.generator is not None:
         space = Latent(SliceWise(load_generator(config.generator)).to(device), config.seed)
     weights = class_weights(train.labels, len(config.classes)).to(device) if config.balance else None
-    loss = TrainingLoss(classifier, config.method.terms(classifier, space), weights)
+    method = config.method.fitted(space, train.images.to(device))
+    loss = TrainingLoss(classifier, method.terms(classifier, space), weights)
     adam = torch.optim.AdamW(classifier.parameters(), lr=0.0, weight_decay=config.weight_decay)
     run = Run(config.out / "checkpoints", classifier, adam, config.ema, settings(config, FREE))
     order = Order(len(train), min(config.batch, len(train)), config.seed)

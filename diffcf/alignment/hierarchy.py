@@ -90,6 +90,10 @@ class LogOdds:
         """See `Space`."""
         return Opened(torch.logit(image), torch.sigmoid)
 
+    def samples(self, images: Tensor) -> Tensor:
+        """See `Space`."""
+        return torch.logit(images)
+
 
 class Chances:
     """u are the attributes' probabilities themselves, in [0, 1], as in paper 001."""
@@ -100,6 +104,10 @@ class Chances:
     def at(self, image: Tensor) -> Opened:
         """See `Space`."""
         return Opened(image, lambda value: value)
+
+    def samples(self, images: Tensor) -> Tensor:
+        """See `Space`."""
+        return images
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,8 @@ class HierarchicalAlignment(CounterfactualAlignment):
 
     def __post_init__(self) -> None:
         self.check_shares()
+        if self.reasons.scaled != "no":
+            raise ConfigError("reasons.scaled: attributes have one scale already; leave it at 'no'.")
         if min(self.attribute_weight, self.reason_weight, self.align_weight) < 0:
             raise ConfigError(
                 f"attribute_weight {self.attribute_weight}, reason_weight {self.reason_weight}, align_weight "

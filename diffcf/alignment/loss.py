@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import log
 from typing import Literal
 
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from diffcf.alignment.spaces import Opened, Pixels, Space
 from diffcf.counterfactuals.direction import class_score
-from diffcf.distances import L1, GroupL1, SmoothL1, SquaredL2
+from diffcf.distances import L1, GroupL1, SmoothL1, SquaredL2, median_deviation, standard_deviation
 from diffcf.errors import ConfigError
 from diffcf.implicit import (
     Detached,
@@ -47,14 +47,16 @@ class Inner:
 
     loss: "margin", (asked - log-odds of the target)^2 / 2 below the log-odds of `probability`, 0 above: its curvature
     does not vanish on the way, and nothing pulls beyond. "cross_entropy", the papers' own. distance, distance_weight:
-    of u - u_0; over pixels in [-1, 1] a weight far below 1 asks for changes that a few steps do not reach. solver,
-    adjoint: `diffcf.implicit`.
+    of u - u_0; over pixels in [-1, 1] a weight far below 1 asks for changes that a few steps do not reach. scaled:
+    every coordinate by its deviation over the training scans, "mad" the median absolute one as in Wachter's L1, "std"
+    the standard one; for L1 and SquaredL2, once `fitted`. solver, adjoint: `diffcf.implicit`.
     """
 
     loss: Literal["margin", "cross_entropy"] = "margin"
     probability: float = 0.9
     distance: SquaredL2 | L1 | SmoothL1 | GroupL1 = field(default_factory=SquaredL2)
     distance_weight: float = 1.0
+    scaled: Literal["no", "mad", "std"] = "no"
     solver: GaussNewton | ProximalSteps | SubgradientSteps = field(default_factory=lambda: GaussNewton(4, halvings=2))
     adjoint: Implicit | Unrolled | Detached = field(default_factory=Implicit)
 
@@ -64,6 +66,17 @@ class Inner:
                 f"probability {self.probability}, distance_weight {self.distance_weight}: expected 0.5 to below 1, and "
                 "a positive weight."
             )
+        if self.scaled != "no" and not isinstance(self.distance, L1 | SquaredL2):
+            raise ConfigError(
+                f"scaled {self.scaled!r}: {type(self.distance).__name__} has no scale; L1 and SquaredL2 do."
+            )
+
+    def fitted(self, samples: Tensor) -> Inner:
+        """The same with its scale taken from u of many scans, "n ...". Errors: ConfigError where nothing varies."""
+        if self.scaled == "no" or not isinstance(self.distance, L1 | SquaredL2):
+            return self
+        scale = median_deviation(samples) if self.scaled == "mad" else standard_deviation(samples)
+        return replace(self, distance=replace(self.distance, scale=scale))
 
     def of_margin(self, margin: Tensor) -> Tensor:
         """The loss of log-odds of the target "b 1" -> "b"; cross-entropy is log(1 + exp(-margin))."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -46,6 +46,10 @@ class Batch:
 
 class Method(ABC):
     """Gives the module that trains a classifier by this method. A config names subclasses: {class_path, init_args}."""
+
+    def fitted(self, space: Space, images: Tensor) -> Method:
+        """The method with what it takes from the training images "n s c h w", before `terms`."""
+        return self
 
     @abstractmethod
     def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
@@ -112,6 +116,10 @@ class CounterfactualAlignment(Method):
                 f"share {self.share}, wait {self.wait}: expected a share above 0 and at most 1, and a wait of 0 to "
                 "below 1."
             )
+
+    def fitted(self, space: Space, images: Tensor) -> CounterfactualAlignment:
+        """See `Method`: the scale of the distance."""
+        return self if self.inner.scaled == "no" else replace(self, inner=self.inner.fitted(space.samples(images)))
 
     def few(self, batch: Batch) -> Batch:
         """The part of a batch that is aligned."""

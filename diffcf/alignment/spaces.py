@@ -30,6 +30,10 @@ class Space(Protocol):
         """The space around images "b s c h w"."""
         ...
 
+    def samples(self, images: Tensor) -> Tensor:
+        """u_0 of many images, "n ...": what scaled distances are fitted to."""
+        ...
+
 
 class Pixels:
     """u is the image, in [-1, 1]."""
@@ -40,6 +44,10 @@ class Pixels:
     def at(self, image: Tensor) -> Opened:
         """See `Space`."""
         return Opened(image, lambda value: value)
+
+    def samples(self, images: Tensor) -> Tensor:
+        """See `Space`."""
+        return images
 
 
 class Latent(nn.Module):
@@ -72,3 +80,9 @@ class Latent(nn.Module):
                 stochastic = self.generator.fresh_stochastic(semantic, self.seed)
             rest = image - self.generator.preview(Code(semantic, stochastic))
         return Opened(semantic, lambda value: rest + self.generator.preview(Code(value, stochastic)))
+
+    @torch.no_grad()
+    def samples(self, images: Tensor) -> Tensor:
+        """See `Space`."""
+        device = next(self.generator.parameters()).device
+        return torch.cat([self.generator.encode_semantic(part.to(device)) for part in images.split(64)])

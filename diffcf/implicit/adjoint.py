@@ -18,7 +18,6 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from diffcf.errors import ConfigError, ConvergenceError
 from diffcf.implicit.linear import (
@@ -97,12 +96,12 @@ class Unrolled:
     def __call__(self, problem: Problem, solver: InnerSolver, start: Tensor) -> Solved:
         """See `Adjoint`."""
         value = start.detach().requires_grad_()
-
-        def step(at: Tensor) -> Tensor:
-            return solver.step(problem, at, differentiable=True)
-
+        trainable = tuple(problem.trainable.values())
         for _ in range(solver.steps):
-            value = checkpoint(step, value, use_reentrant=False) if self.checkpointed else step(value)  # pyright: ignore[reportAssignmentType]
+            if self.checkpointed:
+                value: Any = _Step.apply(value, problem, solver, *trainable)
+            else:
+                value = solver.step(problem, value, differentiable=True)
         return Solved(value)
 
 
@@ -240,6 +239,25 @@ class Implicit:
             warnings.warn(FAR, stacklevel=2)
         if bool(solution.indefinite.any()):
             warnings.warn(INDEFINITE, stacklevel=2)
+
+
+class _Step(torch.autograd.Function):
+    """A step without its graph, which the backward pass makes anew. `torch.utils.checkpoint` would make it once for
+    every gradient that the step itself takes."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, problem: Problem, solver: InnerSolver, *parameters: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.problem, ctx.solver, ctx.parameters, ctx.value = problem, solver, parameters, value.detach()
+        return solver.step(problem, ctx.value, differentiable=False).detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> Any:  # type: ignore[override]
+        with torch.enable_grad():
+            leaf = ctx.value.detach().requires_grad_()
+            after = ctx.solver.step(ctx.problem, leaf, differentiable=True)
+        found = torch.autograd.grad(after, (leaf, *ctx.parameters), upstream, allow_unused=True)
+        return found[0], None, None, *found[1:]
 
 
 class _Attach(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 from diffcf.alignment.loss import AlignmentLoss, Inner, evaluating
-from diffcf.alignment.methods import Batch, RightReasons
-from diffcf.distances import L1
+from diffcf.alignment.methods import Batch, CounterfactualAlignment, RightReasons
+from diffcf.alignment.spaces import Pixels
+from diffcf.distances import L1, SmoothL1, SquaredL2
 from diffcf.errors import ConfigError
 from diffcf.implicit import Detached, GaussNewton, Implicit, ProximalSteps, SubgradientSteps, Unrolled
 
@@ -205,3 +207,37 @@ def test_settings_that_cannot_be_meant(wrong) -> None:
         Inner(**wrong)
     with pytest.raises(ConfigError, match="floor"):
         AlignmentLoss(nn.Identity(), floor=0)
+
+
+@pytest.mark.parametrize(("scaled", "distance"), [("std", SquaredL2()), ("mad", L1())])
+def test_a_distance_that_is_scaled_counts_in_deviations(scaled, distance, small, scene) -> None:
+    image, _, region = scene
+    drawn = torch.Generator().manual_seed(5)
+    spread = torch.rand(image.shape[1:], generator=drawn, dtype=torch.float64) + 0.5
+    samples = spread * torch.randn(4000, *image.shape[1:], generator=drawn, dtype=torch.float64)
+    inner = Inner(distance=distance, scaled=scaled, solver=ProximalSteps(300, 0.05), distance_weight=0.1)
+    fitted = inner.fitted(samples)
+    deviation = spread if scaled == "std" else 0.6745 * spread  # of a normal distribution
+    torch.testing.assert_close(fitted.distance.scale, deviation, rtol=0.1, atol=0)
+    assert Inner().fitted(samples) == Inner()
+    # Where a coordinate varies ten times as much, a change of it costs less, and more of the change goes there.
+    wide = torch.where(region[0] == 1, 10.0, 1.0) * samples
+    shares = [
+        float(
+            AlignmentLoss(small(), dataclasses.replace(inner.fitted(one), adjoint=Detached()))(
+                image, region
+            ).outside.mean()
+        )
+        for one in (samples, wide)
+    ]
+    assert shares[1] < shares[0] - 0.05
+    with pytest.raises(ConfigError, match="SmoothL1 has no scale"):
+        Inner(distance=SmoothL1(), scaled="mad")
+
+
+def test_a_method_takes_its_scale_from_the_training_images(scene) -> None:
+    image, _, _ = scene
+    method = CounterfactualAlignment(inner=Inner(scaled="std"))
+    assert torch.equal(method.fitted(Pixels(), image).inner.distance.scale, image.std(0))
+    plain = CounterfactualAlignment()
+    assert plain.fitted(Pixels(), image) is plain
