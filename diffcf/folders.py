@@ -1,13 +1,18 @@
-"""A results folder that appears whole or not at all."""
+"""Results folders and kept arrays that appear whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import DTypeLike
 
 from diffcf.errors import ConfigError
 
@@ -76,3 +81,29 @@ def whole_folder(folder: Path, ours: Sequence[str], *, overwrite: bool = False) 
             with suppress(OSError):
                 parent.rmdir()
         raise
+
+
+def read_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
+    """An array that `write_array` kept, or None where there is none or another one (it is then made again)."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
+        return None
+    return array
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write beside the target, then rename over it, so that readers (and other processes) see whole files only.
+
+    Errors: OSError of a folder that cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

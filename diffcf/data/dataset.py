@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,12 +24,14 @@ from diffcf.cards import Preparation
 from diffcf.data.manifest import Manifest, ManifestRow
 from diffcf.data.masks import mask_of_patch
 from diffcf.errors import ConfigError, DiffcfError, ScanError
+from diffcf.folders import read_array, write_array
 from diffcf.scans import Patch, parse_slices, prepare, read_scan
 from diffcf.types import Scan
 
 UNLABELLED = -1
 CACHE_FOLDER = ".cache"
 CACHE_VERSION = 1  # raise it when `prepare` or `mask_of_patch` give other values than before
+KEPT_AS = {"hu": np.float32, "mask": np.uint8}
 PROGRESS_FROM = 200  # files; fewer are read before a bar would be of use
 SHOWN = 20  # bad files that one error message lists
 
@@ -185,7 +187,7 @@ def _field(row: ManifestRow, preparation: Preparation, mask: bool, cache: str | 
     folder = _cache_folder(row, cache)
     shape = (preparation.slices, preparation.size, preparation.size)
     if folder is not None:
-        kept = {kind: _read_cached(folder / f"{name}.npy", shape, kind) for kind, name in names.items()}
+        kept = {kind: read_array(folder / f"{name}.npy", shape, KEPT_AS[kind]) for kind, name in names.items()}
         if all(array is not None for array in kept.values()):
             return kept["hu"], kept.get("mask")  # type: ignore[return-value]
     scan = read_scan(row.path, modality=preparation.modality)
@@ -234,38 +236,12 @@ def _stamp(path: Path) -> list[Any]:
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
-def _read_cached(path: Path, shape: tuple[int, ...], kind: str) -> np.ndarray | None:
-    """A kept array, or None where there is none or it is not whole (it is then made again)."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return None
-    expected = np.float32 if kind == "hu" else np.uint8
-    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != expected:
-        return None
-    return array
-
-
 def _write_cached(path: Path, array: np.ndarray) -> None:
-    """Write beside the target, then rename over it, so that readers (and other processes) see whole files only.
-
-    A folder that cannot be written to costs time, not the run: it is warned of.
-    """
-    import tempfile
-    import warnings
-
-    temporary = None
+    """A folder that cannot be written to costs time, not the run: it is warned of."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, array, allow_pickle=False)
-        os.replace(temporary, path)
+        write_array(path, array)
     except OSError as error:
         warnings.warn(f"scans are read anew each time: no cache in {path.parent} ({error.strerror}).", stacklevel=2)
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def _or_nan(value: float | None) -> float:

@@ -3,10 +3,13 @@
     python -m diffcf.data.lidc --source $DIFFCF_DATA/lidc_nodules --out runs/lidc
     python -m diffcf.data.lidc --source $DIFFCF_DATA/lidc_nodules --index 17 --out nodule.nii.gz
     python -m diffcf.data.lidc --tcia LIDC-IDRI --out runs/lidc
+    python -m diffcf.data.lidc --background $DIFFCF_DATA/lidc_nodules --out runs/data/lidc_background
 
 A nodule is malignant where the mean of its radiologists' ratings (1 to 5) is above 3, benign below. At exactly 3 the
 alignment papers call it benign ("3 or lower meaning benign"; "scores of 1-3 as benign"), which is the default;
 `--score-3 blank` leaves it unlabelled. Ratings are opinions, not pathology.
+
+With --background the question is another: whether a crop of 32 x 32 pixels shows a nodule (1) or lung without one (0).
 """
 
 from __future__ import annotations
@@ -17,12 +20,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffcf.data.lidc_arrays import NoduleArrays, write_arrays, write_nodule
+from diffcf.data.lidc_background import BackgroundArrays, write_background
 from diffcf.data.lidc_nodules import label_of
 from diffcf.data.lidc_tcia import write_tcia
 from diffcf.data.manifest import SPLITS
 from diffcf.errors import DiffcfError
 
-__all__ = ["NoduleArrays", "label_of", "write_arrays", "write_nodule", "write_tcia"]
+__all__ = [
+    "BackgroundArrays",
+    "NoduleArrays",
+    "label_of",
+    "write_arrays",
+    "write_background",
+    "write_nodule",
+    "write_tcia",
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--source", type=Path, help="folder of the arrays: lidc_nodules.npz and nodules.csv")
     where.add_argument("--tcia", type=Path, help="folder of the TCIA download: series of DICOM files, and the XML")
+    where.add_argument("--background", type=Path, help="folder of nodule_vs_background_32.npz")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to; with --index a NIfTI file")
     parser.add_argument("--index", type=int, help="with --source: write this one nodule (row, from 0) as NIfTI")
     parser.add_argument("--score-3", choices=("benign", "blank"), default="benign", help="label at a mean of exactly 3")
@@ -49,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.source is not None:
             manifest = write_arrays(options.source, options.out, **common)
+        elif options.background is not None:
+            manifest = write_background(options.background, options.out, seed=options.seed)
         else:
             manifest = write_tcia(options.tcia, options.out, size=options.size, slices=options.slices, **common)
     except DiffcfError as error:

@@ -51,7 +51,7 @@ class NoduleArrays:
                 raise ConfigError(f"{source} holds no {name}; expected the folder of the nodule arrays.")
         with (source / TABLE).open(encoding="utf-8", newline="") as file:
             table = tuple(csv.DictReader(file))
-        hu, mask, identity = _load(source / ARRAYS)
+        hu, mask, identity = read_npz(source / ARRAYS, ("hu", "mask", "nodule_id"))
         absent = {*COLUMNS, *RATED} - set(table[0] if table else ())
         if absent:
             raise ConfigError(f"{source / TABLE} lacks rows or the column(s) {', '.join(sorted(absent))}.")
@@ -138,14 +138,13 @@ def write_arrays(source: str | Path, out: str | Path, *, score_3: ScoreThree = "
     return manifest
 
 
-def _load(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    names = ("hu", "mask", "nodule_id")
+def read_npz(path: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
+    """Arrays of an .npz by name. Errors: ConfigError where one is missing, damaged or pickled."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             absent = set(names) - set(stored)
             if not absent:
-                hu, mask, identity = (stored[name] for name in names)
-                return hu, mask, identity
+                return tuple(stored[name] for name in names)
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(
             f"{path}: not an .npz of plain numbers ({error}). Pickled objects are never read; fetch the file again."

@@ -97,6 +97,14 @@ class Manifest:
             raise ConfigError(f"there is no split {name!r}; a manifest has {', '.join(SPLITS)}.")
         return [row for row in self._rows if row.split == name]
 
+    def redrawn(self, seed: int) -> Manifest:
+        """The same rows under other splits, `hash_split` of each patient with `seed`: for runs over several splits.
+
+        What was the test split is not kept apart; figures of such runs are over their own test patients.
+        """
+        rows = [dataclasses.replace(row, split=hash_split(row.patient, seed)) for row in self._rows]
+        return Manifest(rows, self.source)
+
     def folds(self, k: int, seed: int = 0) -> list[tuple[list[ManifestRow], list[ManifestRow]]]:
         """k pairs (train, val) over the splits train and val together; test is never part of it.
 

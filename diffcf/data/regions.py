@@ -12,6 +12,7 @@ import numpy as np
 
 from diffcf.data.manifest import SPLITS, Manifest
 from diffcf.errors import ConfigError, DiffcfError, ScanError
+from diffcf.types import Scan
 
 SKIPPED = "skipped.txt"
 SHOWN = 20  # cases that one error message lists
@@ -56,6 +57,16 @@ def existing_folder(source: Path, what: str) -> Path:
     if not source.is_dir():
         raise ConfigError(f"{source} is not a folder; give the one of {what}.")
     return source
+
+
+def even_slices(scan: Scan, count: int) -> str:
+    """A manifest's `slices`: the middles of `count` equal parts of a scan. Errors: ScanError for fewer slices."""
+    depth = len(scan.volume)
+    if depth < count:
+        raise ScanError(
+            f"{scan.provenance.path}: {depth} slice(s), fewer than the {count} that are asked for; lower --slices."
+        )
+    return ",".join(str((2 * k + 1) * depth // (2 * count)) for k in range(count))
 
 
 def write_picture(levels: np.ndarray, path: Path) -> Path:

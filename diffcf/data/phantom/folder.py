@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from diffcf.cards import Preparation
 from diffcf.data.manifest import Manifest, ManifestRow, hash_split
-from diffcf.data.phantom.brain import territory_scene
+from diffcf.data.masks import mask_of_patch
+from diffcf.data.phantom.brain import TERRITORIES, territory_scene
 from diffcf.data.phantom.fibrosis import fibrosis_scene
 from diffcf.data.phantom.nodule import DRAWN, nodule_scene
 from diffcf.data.phantom.scene import Scene
 from diffcf.data.phantom.shortcut import Shortcut
 from diffcf.errors import ConfigError
 from diffcf.folders import whole_folder
+from diffcf.scans import prepare, read_scan
 from diffcf.scans.write import write_nifti
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal["fibrosis", "nodule", "territory"]
 SEEDS = 1_000_000  # scene i of the set with seed s has seed SEEDS * (s + 1) + i: sets share no scene, and none is small
@@ -90,6 +97,32 @@ def write_scenes(wanted: PhantomSet, out: str | Path) -> Manifest:
         steps = track(range(wanted.count), description=wanted.kind, console=Console(stderr=True), transient=True)
         Manifest([_write(wanted, index, folder) for index in steps], str(out)).write(folder / "manifest.csv")
     return Manifest.read(Path(out) / "manifest.csv")
+
+
+def territory_masks(rows: Sequence[ManifestRow], preparation: Preparation) -> Tensor:
+    """Where the territory lies that has the lesion, on a model's grid: float "n s 1 h w" of 0 and 1.
+
+    rows: of a set of the kind "territory"; the attribute `territory` says which one, and regions/, beside scans/, where
+    it is. Zeros for a scene without a lesion. Errors: ConfigError for a row of other data; ScanError as `prepare`.
+    """
+    import torch
+    from einops import rearrange
+
+    grid = (preparation.slices, preparation.size, preparation.size)
+    masks = np.zeros((len(rows), *grid), np.float32)
+    for mask, row in zip(masks, rows, strict=True):
+        path = row.path.parents[1] / "regions" / row.path.name
+        territory = row.attributes.get("territory")
+        if territory is None or territory not in range(-1, len(TERRITORIES)) or not path.is_file():
+            raise ConfigError(
+                f"{row.path}: territory {territory}, regions at {path}; expected -1 to {len(TERRITORIES) - 1} and a "
+                "file, as python -m diffcf.data.phantom --kind territory writes them."
+            )
+        if territory >= 0:
+            scan, regions = read_scan(row.path), read_scan(path, modality="other")
+            region = replace(regions, volume=regions.volume == territory + 1)
+            mask[:] = mask_of_patch(region, scan, prepare(scan, preparation))
+    return rearrange(torch.from_numpy(masks), "n s h w -> n s 1 h w")
 
 
 def _write(wanted: PhantomSet, index: int, folder: Path) -> ManifestRow:

@@ -1,14 +1,19 @@
-"""Sets on disk: labels by the mark, and causes of both classes."""
+"""Sets on disk: labels by the mark, causes of both classes, and the territory that has the lesion."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
+import numpy as np
 import pytest
+import torch
 
+from diffcf.cards import Preparation, Window
+from diffcf.data.dataset import ScanDataset
 from diffcf.data.phantom import Shortcut
-from diffcf.data.phantom.folder import PhantomSet, write_scenes
+from diffcf.data.phantom.folder import PhantomSet, territory_masks, write_scenes
 from diffcf.errors import ConfigError
 from diffcf.scans import read_scan
 
@@ -36,3 +41,36 @@ def test_the_cause_of_both_classes(tmp_path: Path) -> None:
         assert both.any()
     with pytest.raises(ConfigError, match="known for nodules"):
         write_scenes(PhantomSet("fibrosis", 1, cause="classes"), tmp_path / "none")
+
+
+def test_the_territory_of_the_lesion_on_a_models_grid(tmp_path: Path) -> None:
+    made = write_scenes(PhantomSet("territory", 12, size=64), tmp_path / "set")
+    rows = [row for split in ("train", "val", "test") for row in made.split(split)]
+    whole = Preparation(Window(40, 80), size=64, slices=1, field="resize", spacing=None)
+    masks = territory_masks(rows, whole)
+    assert (masks.shape, masks.dtype) == ((12, 1, 1, 64, 64), torch.float32)
+    lesions = ScanDataset(rows, whole, mask=True, cache=False).masks
+    assert lesions is not None
+    for row, mask, lesion in zip(rows, masks, lesions, strict=True):
+        assert {"grade", "territory", "contrast"} <= set(row.attributes)
+        stored = np.asarray(nibabel.load(tmp_path / "set" / "regions" / row.path.name).dataobj)[:, :, 0].T
+        assert set(np.unique(stored)) == set(range(7))
+        number = row.attributes["territory"] + 1  # 0 stands for no lesion
+        assert number == 0 or np.array_equal(mask[0, 0].numpy(), stored == number)
+        assert bool(mask.any()) == (row.label == 1)
+        assert bool((mask >= lesion).all())  # the territory bounds the lesion
+    half = territory_masks(rows, replace(whole, size=32))
+    assert torch.allclose(half.mean((1, 2, 3, 4)), masks.mean((1, 2, 3, 4)), atol=0.02)
+    crop = territory_masks(rows, replace(whole, size=32, field="crop"))
+    assert torch.equal(crop, masks[..., 16:48, 16:48])
+
+
+def test_territories_of_other_data_are_refused(tmp_path: Path) -> None:
+    made = write_scenes(PhantomSet("territory", 1, size=32), tmp_path / "set")
+    (row,) = (row for split in ("train", "val", "test") for row in made.split(split))
+    preparation = Preparation(Window(40, 80), size=32, slices=1, field="resize", spacing=None)
+    with pytest.raises(ConfigError, match=r"territory None, .*expected -1 to 5 and a file"):
+        territory_masks([replace(row, attributes={})], preparation)
+    (tmp_path / "set" / "regions" / row.path.name).unlink()
+    with pytest.raises(ConfigError, match=r"regions at .*000000\.nii\.gz; expected"):
+        territory_masks([row], preparation)
