@@ -28,7 +28,7 @@ class Network(Protocol):
         ...
 
     def features(self, picture: Tensor) -> Tensor:
-        """What the linear `head` reads, "b f"; only where there is one."""
+        """What the last module reads, "b f"; only where one was found."""
         ...
 
     def __call__(self, picture: Tensor) -> Tensor:
@@ -39,25 +39,33 @@ class Network(Protocol):
 class TimmNetwork(nn.Module):
     """A network of timm with random weights; `net` is timm's own module, and its keys are those of the weights.
 
-    slices_in_head: the classification layer reads the features of so many pictures, concatenated.
+    channels: of the pictures. slices_in_head: the classification layer reads the features of so many pictures,
+    concatenated.
     """
 
     def __init__(self, card: ClassifierCard, channels: int, slices_in_head: int = 1) -> None:
         super().__init__()
+        self.channels = channels
         self.net: Any = _create(card, channels)
-        self._head_name = _linear_head(self.net, card, channels)
+        self._end_name = _found_end(self.net, card, channels)
         head = self.head
         if slices_in_head > 1 and head is not None:
             wider = nn.Linear(head.in_features * slices_in_head, head.out_features, bias=head.bias is not None)
-            self.net.set_submodule(cast(str, self._head_name), wider)
+            self.net.set_submodule(cast(str, self._end_name), wider)
+
+    @property
+    def end(self) -> nn.Module | None:
+        """The module that turns features "b f" into logits "b k"; None where timm's `forward_head` ends in none."""
+        return None if self._end_name is None else self.net.get_submodule(self._end_name)
 
     @property
     def head(self) -> nn.Linear | None:
-        """The final linear layer; None where timm's own `forward_head` does not end in one."""
-        return None if self._head_name is None else cast(nn.Linear, self.net.get_submodule(self._head_name))
+        """`end` where it is linear."""
+        end = self.end
+        return end if isinstance(end, nn.Linear) else None
 
     def features(self, picture: Tensor) -> Tensor:
-        """What `head` reads, "b c h w" -> "b f"."""
+        """What `end` reads, "b c h w" -> "b f"."""
         return self.net.forward_head(self.net.forward_features(picture), pre_logits=True)
 
     def forward(self, picture: Tensor) -> Tensor:
@@ -75,7 +83,8 @@ class SlicedClassifier(nn.Module):
         super().__init__()
         self.network = network
         self.card = card
-        if network.head is None and card.slice_mode != "channels":
+        needed = network.head if card.slice_mode == "concatenate" else self._end
+        if needed is None and card.slice_mode != "channels":
             raise CheckpointError(
                 f"slice_mode {card.slice_mode!r} joins the features that the classification layer reads, but "
                 f"{card.architecture if card.format == 'timm' else 'an export'} shows none; use slice_mode 'channels'."
@@ -85,6 +94,10 @@ class SlicedClassifier(nn.Module):
     def head(self) -> nn.Linear | None:
         """The final linear layer, `head(features(x)) == forward(x)`; None where there is none to be found."""
         return self.network.head
+
+    @property
+    def _end(self) -> nn.Module | None:
+        return self.network.end if isinstance(self.network, TimmNetwork) else self.network.head
 
     def features(self, image: Tensor) -> Tensor:
         """Penultimate features of all slices together, "b s c h w" -> "b f".
@@ -96,7 +109,21 @@ class SlicedClassifier(nn.Module):
                 "this black box shows no features: no linear classification layer was found. Use its logits, and the "
                 "KL loss for an agent."
             )
-        picture = self._normalised(image)
+        return self._joined(image)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Scans "b s c h w" in [-1, 1] of the card's window -> logits "b k".
+
+        Errors: ConfigError for images that do not fit the card.
+        """
+        end = self._end
+        if end is None or (self.network.head is None and self.card.slice_mode == "channels"):
+            return self.network(rearrange(normalised(image, self.card), "b s c h w -> b (s c) h w"))
+        return end(self._joined(image))
+
+    def _joined(self, image: Tensor) -> Tensor:
+        """What the last module reads of all slices together, "b f"."""
+        picture = normalised(image, self.card)
         if self.card.slice_mode == "channels":
             return self.network.features(rearrange(picture, "b s c h w -> b (s c) h w"))
         slices = image.shape[1]
@@ -105,24 +132,20 @@ class SlicedClassifier(nn.Module):
             return reduce(each, "(b s) f -> b f", "mean", s=slices)
         return rearrange(each, "(b s) f -> b (s f)", s=slices)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Scans "b s c h w" in [-1, 1] of the card's window -> logits "b k".
 
-        Errors: ConfigError for images that do not fit the card.
-        """
-        if self.network.head is not None:
-            return self.network.head(self.features(image))
-        return self.network(rearrange(self._normalised(image), "b s c h w -> b (s c) h w"))
+def normalised(image: Tensor, card: ClassifierCard) -> Tensor:
+    """Scans "b s 1 h w" as the network reads them, (value - mean) / std.
 
-    def _normalised(self, image: Tensor) -> Tensor:
-        preparation = self.card.preparation
-        expected = (preparation.slices, 1, preparation.size, preparation.size)
-        if image.ndim != 5 or tuple(image.shape[1:]) != expected:
-            raise ConfigError(
-                f"images of shape {tuple(image.shape)}: this classifier reads (b, {', '.join(map(str, expected))}); "
-                "prepare scans with its card's preparation, or adapt another model's images with view_of."
-            )
-        return (image - self.card.mean) / self.card.std
+    Errors: ConfigError for images that do not fit the card.
+    """
+    preparation = card.preparation
+    expected = (preparation.slices, 1, preparation.size, preparation.size)
+    if image.ndim != 5 or tuple(image.shape[1:]) != expected:
+        raise ConfigError(
+            f"images of shape {tuple(image.shape)}: this classifier reads (b, {', '.join(map(str, expected))}); "
+            "prepare scans with its card's preparation, or adapt another model's images with view_of."
+        )
+    return (image - card.mean) / card.std
 
 
 def build_network(card: ClassifierCard) -> TimmNetwork:
@@ -158,13 +181,23 @@ def check_card(card: ClassifierCard) -> None:
 
 
 def load_weights(network: TimmNetwork, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy a state dict into a timm network, names and shapes exactly; half precision becomes single.
+    """Copy a state dict into a timm network. Errors: as `load_state`."""
+    load_state(network.net, unwrapped(tensors), source)
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A state dict without the prefix that distributed training puts before its names."""
+    if tensors and all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy a state dict into a module, names and shapes exactly; half precision becomes single.
 
     Errors: CheckpointError that lists the first keys that are missing, unexpected or of another shape, or not finite.
     """
-    if tensors and all(name.startswith("module.") for name in tensors):  # as distributed training saves them
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    expected = network.net.state_dict()
+    expected = module.state_dict()
     wrong = {
         "missing": [name for name in expected if name not in tensors],
         "unexpected": sorted(name for name in tensors if name not in expected),
@@ -187,7 +220,7 @@ def load_weights(network: TimmNetwork, tensors: Mapping[str, Tensor], source: st
     bad = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise CheckpointError(f"{source}: NaN or infinity in {', '.join(bad[:SHOWN])}; the weights are spoiled.")
-    network.net.load_state_dict(dict(tensors))
+    module.load_state_dict(dict(tensors))
 
 
 def probe(batch: int, channels: int, size: int) -> Tensor:
@@ -201,7 +234,7 @@ def probe(batch: int, channels: int, size: int) -> Tensor:
 def _create(card: ClassifierCard, channels: int) -> nn.Module:
     import timm
 
-    from diffcf.classifiers import bagnet, cnn7, hierarchical, icnn  # noqa: F401  (our own architectures register themselves)
+    from diffcf.classifiers import bagnet, cnn7, hierarchical, icnn, multitask  # noqa: F401  (our own architectures register themselves)
 
     refused = [name for name in card.architecture_args if name in NOT_ARGUMENTS]
     if refused:
@@ -228,9 +261,9 @@ def _create(card: ClassifierCard, channels: int) -> nn.Module:
         ) from error
 
 
-def _linear_head(net: Any, card: ClassifierCard, channels: int) -> str | None:
-    """The name of the linear layer whose input `forward_head(..., pre_logits=True)` gives and whose output are the
-    logits; None where there is none.
+def _found_end(net: Any, card: ClassifierCard, channels: int) -> str | None:
+    """The name of the module whose input `forward_head(..., pre_logits=True)` gives and whose output are the logits;
+    None where there is none.
 
     Tried rather than believed: timm's architectures differ in what they call features.
     """
@@ -248,19 +281,19 @@ def _linear_head(net: Any, card: ClassifierCard, channels: int) -> str | None:
                 ) from error
             if not isinstance(logits, Tensor) or logits.shape != (2, len(card.classes)):
                 raise CheckpointError(f"{card.architecture} does not return one logit a class.")
-            return _found_head(net, picture, logits)
+            return _tried_end(net, picture, logits)
     finally:
         net.train(training)
 
 
-def _found_head(net: Any, picture: Tensor, logits: Tensor) -> str | None:
+def _tried_end(net: Any, picture: Tensor, logits: Tensor) -> str | None:
     try:
         layer = net.get_classifier()
         features = net.forward_head(net.forward_features(picture), pre_logits=True)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return None
     names = [name for name, module in net.named_modules() if module is layer]
-    if not names or not isinstance(layer, nn.Linear) or features.ndim != 2 or features.shape[1] != layer.in_features:
+    if not names or not isinstance(layer, nn.Module) or features.ndim != 2:
         return None
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
