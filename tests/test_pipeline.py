@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from jsonargparse import auto_cli
+from scripts import ROOT, load, result, run
 from tiny_data import write_tiny_data
 
 from diffcf import weights
@@ -30,30 +28,6 @@ from diffcf.options import ExplainOptions
 from diffcf.scans import read_scan
 from diffcf.weights import content_hash
 
-ROOT = Path(__file__).parents[1]
-
-
-def load(folder: str, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"tiny_{folder}_{name}", ROOT / folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(folder: str, name: str, *more: str) -> Any:
-    """A script as `python FOLDER/NAME.py --config configs/tiny/NAME.yaml` runs it."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    module = load(folder, name)
-    config = auto_cli(
-        module.Config, as_positional=False, args=["--config", str(ROOT / f"configs/tiny/{name}.yaml"), *more]
-    )
-    return module.main(config)
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Any:
@@ -66,12 +40,6 @@ def trained(tmp_path_factory) -> Any:
     figures = {name: run("train", name) for name in ("diffae", "classifier", "agent")}
     yield folder, figures
     patch.undo()
-
-
-def result(folder: Path, name: str, variant: str = "tiny") -> dict[str, Any]:
-    written = json.loads((folder / "runs" / "tiny" / "results" / f"{name}_{variant}.json").read_text())
-    assert {"table", "command", "commit", "device", "seed", "data", "rows"} == set(written)
-    return written
 
 
 def test_the_scripts_train(trained) -> None:

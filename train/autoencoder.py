@@ -8,28 +8,21 @@ averaged weights are written to OUT/generator at every validation, and the trust
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from accelerate import Accelerator
 from rich.console import Console
-from torch import Tensor, nn
 
 from diffcf.cards import GeneratorCard, Preparation
-from diffcf.data.dataset import ScanDataset, SliceDataset
+from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
-from diffcf.data.views import KINDS, Views, view
-from diffcf.errors import ConfigError
-from diffcf.generators.autoencoder import ConvAutoencoder
-from diffcf.generators.generator import SliceWise, load_generator, save_generator
-from diffcf.metrics.images import psnr, ssim
-from diffcf.training import loop
+from diffcf.data.views import Views
+from diffcf.generators.generator import SliceWise, load_generator
+from diffcf.training.autoencoder import fit_autoencoder
 from diffcf.training.command import command_line, run_script
-from diffcf.training.keyed import Order, turns_for
-from diffcf.training.run import Run, settings
+from diffcf.training.run import settings
 from diffcf.trust import FEWEST_HELD_OUT, fit_trust
 
 # What a resumed run may change.
@@ -84,66 +77,32 @@ class Config:
     seed: int = 0
 
 
-class ReconstructionLoss(nn.Module):
-    """Mean |x - D(E(x))| or (x - D(E(x)))^2 over images "b c h w"."""
-
-    def __init__(self, model: ConvAutoencoder, norm: Literal["l1", "l2"]) -> None:
-        super().__init__()
-        self.model, self.norm = model, norm
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Scalar."""
-        difference = (self.model(image) - image).float()
-        return (difference.abs() if self.norm == "l1" else difference.square()).mean()
-
-
-@torch.no_grad()
-def judge(model: ConvAutoencoder, images: Tensor) -> dict[str, float]:
-    """PSNR in dB and SSIM of the reconstructions of images "n c h w", clamped; means."""
-    made = torch.cat([model(part).clamp(-1, 1) for part in images.split(32)])
-    return {"psnr": float(psnr(made, images).mean()), "ssim": float(ssim(made, images).mean())}
-
-
 def main(config: Config) -> dict[str, float]:
     """Train to `config.steps`; returns the last validation's figures."""
     accelerator = Accelerator(mixed_precision=config.precision, log_with="tensorboard", project_dir=config.out)
-    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     console = Console(quiet=not accelerator.is_main_process)
     manifest = Manifest.read_all(config.manifests)
     with accelerator.main_process_first():  # the others find the cut fields on disk
         scans = {split: ScanDataset(manifest, config.preparation, split=split) for split in ("train", "val")}
-    train, val = (SliceDataset(scans[split]) for split in ("train", "val"))
-    shown = val.images[:: math.ceil(len(val) / config.val_images)].to(device)
     judged = len(scans["val"]) >= FEWEST_HELD_OUT
     if not judged:
         console.print(f"{len(scans['val'])} validation scans are too few for trust statistics: none will be written.")
-    torch.manual_seed(config.seed)
-    try:
-        model = ConvAutoencoder(image_size=config.preparation.size, **config.model)
-    except TypeError as error:
-        raise ConfigError(f"model {config.model}: {error}; expected arguments of ConvAutoencoder.") from error
     command = command_line(__file__, "accelerate launch")
     about = {"data": config.data, "terms": config.terms, "command": command, "seed": config.seed}
     card = GeneratorCard(config.preparation, trust="trust.safetensors" if judged else None, about=about)
-    model.to(device)  # pyright: ignore[reportArgumentType]
-    adam = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
-    run = Run(config.out / "checkpoints", model, adam, config.ema, settings(config, FREE))
-    order = Order(len(train), config.batch, config.seed)
-
-    def inputs(step: int) -> tuple[Tensor]:
-        positions = order.at(step, rank, world)
-        turns = turns_for(train.indices[positions].tolist(), config.seed, step, KINDS[config.views])
-        return (view(train.images[positions], turns).to(device),)
-
-    def validate(averaged: ConvAutoencoder, done: int) -> dict[str, float]:
-        save_generator(averaged, card, config.out / "generator", half=config.half)
-        return judge(averaged, shown)
-
-    loss = ReconstructionLoss(model, config.loss)
-    figures = loop.train(accelerator, run, loss, config, name="autoencoder", inputs=inputs, validate=validate)
+    figures = fit_autoencoder(
+        accelerator,
+        scans["train"],
+        scans["val"],
+        config,
+        card,
+        config.out,
+        seed=config.seed,
+        settings=settings(config, FREE),
+    )
     if accelerator.is_main_process and judged:
-        lifted = SliceWise(load_generator(config.out / "generator"))
-        fit_trust(lifted.to(device), scans["train"].images, scans["val"].images).save(config.out / "generator")
+        lifted = SliceWise(load_generator(config.out / "generator")).to(accelerator.device)
+        fit_trust(lifted, scans["train"].images, scans["val"].images).save(config.out / "generator")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return figures

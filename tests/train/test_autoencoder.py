@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_data import write_tiny_data
 
 from diffcf.errors import ConfigError
-from diffcf.generators.autoencoder import AutoencoderGenerator
+from diffcf.generators.autoencoder import AutoencoderGenerator, ConvAutoencoder
 from diffcf.generators.generator import load_generator
 from diffcf.trust import TrustStatistics
 
@@ -67,6 +67,6 @@ def test_what_cannot_be_trained_is_refused(script, manifest, tmp_path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "autoencoder").glob("*.yaml")), ids=lambda path: path.stem)
 def test_configs_are_valid_and_their_networks_can_be_built(script, path: Path) -> None:
     config = auto_cli(script.Config, as_positional=False, args=["--config", str(path)])
-    model = script.ConvAutoencoder(image_size=config.preparation.size, **config.model)
+    model = ConvAutoencoder(image_size=config.preparation.size, **config.model)
     code = model.encode_semantic(torch.zeros(1, 1, config.preparation.size, config.preparation.size))
     assert code.numel() >= config.preparation.size**2  # no bottleneck

@@ -1,0 +1,40 @@
+"""The scripts of `train/` and `evaluation/` run as a user runs them, on `configs/tiny`, in the current folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from jsonargparse import auto_cli
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(folder: str, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"tiny_{folder}_{name}", ROOT / folder / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(folder: str, name: str, *more: str, config: str = "") -> Any:
+    """A script as `python FOLDER/NAME.py --config configs/tiny/NAME.yaml` runs it; config: another file's name."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    module = load(folder, name)
+    path = ROOT / "configs" / "tiny" / f"{config or name}.yaml"
+    return module.main(auto_cli(module.Config, as_positional=False, args=["--config", str(path), *more]))
+
+
+def result(folder: Path, name: str, variant: str = "tiny") -> dict[str, Any]:
+    written = json.loads((folder / "runs" / "tiny" / "results" / f"{name}_{variant}.json").read_text())
+    assert {"table", "command", "commit", "device", "seed", "data", "rows"} == set(written)
+    return written

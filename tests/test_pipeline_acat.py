@@ -1,0 +1,109 @@
+"""Algorithm 1 of paper 003 on `configs/tiny`, and every evaluation of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scripts import ROOT, load, result, run
+from tiny_data import write_tiny_data
+
+from diffcf.classifiers.blackbox import load_blackbox
+from diffcf.classifiers.guided import load_guided
+from diffcf.errors import ConfigError
+
+RUNS = ("runs/tiny/acat", "runs/tiny/acat-1")
+SECOND = ("--seed=1", "--split=3", f"--out={RUNS[1]}")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Any:
+    """Two runs, each with its baseline, autoencoder, maps and ACAT."""
+    folder = tmp_path_factory.mktemp("tiny")
+    patch = pytest.MonkeyPatch()
+    patch.chdir(folder)
+    patch.syspath_prepend(str(ROOT / "evaluation"))
+    write_tiny_data(folder / "runs" / "tiny" / "data", scans=100)
+    figures = [run("train", "acat"), run("train", "acat", *SECOND)]
+    yield folder, figures
+    patch.undo()
+
+
+def test_all_stages_are_written(trained) -> None:
+    _, figures = trained
+    for folder, figure in zip(RUNS, figures, strict=True):
+        assert figure["accuracy"] > 0.8
+        assert load_blackbox(f"{folder}/baseline/blackbox").card.about["split"] == (3 if folder == RUNS[1] else None)
+        assert load_guided(f"{folder}/acat/classifier").guidance.reads_maps
+        assert Path(folder, "autoencoder", "generator", "card.yaml").is_file()
+    manifest = load("evaluation", "acat_runs").Manifest.read(Path("runs/tiny/data/manifest.csv"))
+    parts = manifest.split("train") + manifest.split("val")
+    assert len(list(Path(RUNS[0], "maps").glob("*.npy"))) == len(parts)  # of training and validation alone
+
+
+def test_a_finished_run_is_not_trained_again(trained) -> None:
+    baseline, maps = (Path(RUNS[0], *parts) for parts in (("baseline", "blackbox", "card.yaml"), ("maps",)))
+    before = baseline.stat().st_mtime_ns, sorted((path.name, path.stat().st_mtime_ns) for path in maps.iterdir())
+    assert run("train", "acat") == {}
+    assert before == (
+        baseline.stat().st_mtime_ns,
+        sorted((path.name, path.stat().st_mtime_ns) for path in maps.iterdir()),
+    )
+
+
+def test_what_cannot_be_is_refused(trained) -> None:
+    with pytest.raises(ConfigError, match="another stage's"):
+        run("train", "acat", "--name=baseline")
+    with pytest.raises(ConfigError, match="70 training scans were asked for; there are 60"):
+        run("train", "acat", "--scans=70", "--out=runs/tiny/many")
+    with pytest.raises(ConfigError, match=r"another .*balance"):
+        run("train", "acat", "--balance=true")
+    with pytest.raises(ConfigError, match="trained on maps by"):
+        run("evaluation", "acat", "--saliency=InputGradient", config="evaluation_acat")
+    with pytest.raises(ConfigError, match="no method 'best'"):
+        run("evaluation", "acat", "--default=best", config="evaluation_acat")
+
+
+def test_classifiers_are_judged(trained) -> None:
+    run("evaluation", "acat", config="evaluation_acat")
+    baseline, acat = result(trained[0], "acat")["rows"]
+    assert (baseline["method"], acat["method"]) == ("baseline", "ACAT")
+    assert (baseline["default"], acat["default"]) == (False, True)
+    assert baseline["gain"] == 0
+    for row in (baseline, acat):
+        assert row["runs"] == 2
+        assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
+        assert row["sensitivity"] > 0.5
+
+
+def test_activations_are_measured(trained) -> None:
+    run("evaluation", "activations")
+    rows = result(trained[0], "activations")["rows"]
+    assert [row["layer"] for row in rows] == list(range(1, 8))
+    for row in rows:
+        assert row["baseline_original"] > 0
+        assert row["attention_noised"] > 0
+    assert rows[0]["baseline_noised"] > 3 * rows[0]["baseline_original"]
+
+
+def test_maps_are_judged_by_where_they_lie(trained) -> None:
+    run("evaluation", "localisation")
+    rows = {row["method"]: row for row in result(trained[0], "localisation")["rows"]}
+    assert set(rows) == {"ours", "gradient", "ours, of acat"}
+    assert rows["ours"]["dice"] > rows["ours"]["chance"]  # the square is what decides
+    for row in rows.values():
+        assert row["n"] == 8
+        assert 0 <= row["dice_low"] <= row["dice"] <= row["dice_high"] <= 1
+        assert row["class_averaged_dice"] > row["dice"]
+    assert "dice_gain" not in rows["ours"]
+    assert np.isclose(rows["gradient"]["dice_gain"], rows["ours"]["dice"] - rows["gradient"]["dice"], atol=1e-5)
+
+
+def test_maps_cost_what_is_counted(trained) -> None:
+    run("evaluation", "maps")
+    (row,) = result(trained[0], "maps")["rows"]
+    assert 0 < row["backwards"] <= row["forwards"]
+    assert row["again"] == 0
+    assert row["time_ratio"] > 0
