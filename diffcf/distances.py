@@ -7,8 +7,9 @@ exact zero.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from einops import rearrange, reduce
@@ -19,29 +20,24 @@ from diffcf.errors import ConfigError
 Reduction = Literal["sum", "mean"]
 
 
-class Distance(Protocol):
-    """Change "b ..." -> distance "b", 0 where nothing changed."""
+class Distance(ABC):
+    """Change "b ..." -> distance "b", 0 where nothing changed. A config names subclasses: {class_path, init_args}."""
 
-    def __call__(self, change: Tensor) -> Tensor:
-        """The distance of every sample."""
-        ...
-
-
-@runtime_checkable
-class Proximal(Protocol):
-    """A distance with a proximal step."""
-
+    @abstractmethod
     def __call__(self, change: Tensor) -> Tensor:
         """The distance of every sample, "b"."""
-        ...
 
+
+class Proximal(Distance):
+    """A distance with a proximal step."""
+
+    @abstractmethod
     def prox(self, change: Tensor, step: Tensor) -> Tensor:
         """argmin_u ||u - change||^2 / 2 + step * distance(u); change "b ...", step "b"."""
-        ...
 
 
 @dataclass(frozen=True)
-class L1:
+class L1(Proximal):
     """sum_i |d_i| / scale_i. Proximal step: soft-thresholding.
 
     reduction: "sum", or "mean" over the sample's entries (the release of paper 003 weighs the mean). scale: a tensor
@@ -63,7 +59,7 @@ class L1:
 
 
 @dataclass(frozen=True)
-class GroupL1:
+class GroupL1(Proximal):
     """sum over places of the Euclidean norm over the channels there; proximal step: group soft-thresholding.
 
     Over a spatial code "b s d h w" or an image "b s c h w" the groups are places (s, h, w); over a vector "b s d" every
@@ -86,7 +82,7 @@ class GroupL1:
 
 
 @dataclass(frozen=True)
-class SmoothL1:
+class SmoothL1(Distance):
     """sum_i sqrt(d_i^2 + eps^2) - eps: L1 without its kink, which the implicit function theorem needs."""
 
     eps: float = 1e-2
@@ -102,7 +98,7 @@ class SmoothL1:
 
 
 @dataclass(frozen=True)
-class SquaredL2:
+class SquaredL2(Proximal):
     """sum_i (d_i / scale_i)^2 / 2. scale: as of `L1`, such as standard deviations. Proximal step: shrinkage."""
 
     reduction: Reduction = "sum"

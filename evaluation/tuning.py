@@ -4,7 +4,8 @@
 
 Reads what `train/align.py` wrote on the cards of its black boxes: the figures of the validation scans, whose marks say
 nothing, at the step that was kept. `chosen` is the setting with the highest `figure` of its method; the others of the
-method are not trained any further. Test scans are not read.
+method are not trained any further. `balanced_accuracy` is the mean over the classes of their accuracies: 1 / the number
+of classes where every scan is given the same class. Test scans are not read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from diffcf.cards import ClassifierCard, read_card
 from diffcf.errors import ConfigError
 from diffcf.training.command import run_script
 
+FIGURES = ("auc", "accuracy", "balanced_accuracy")
 SAME = ("data", "train", "seed")  # what runs that are compared have in common, beside the scans of validation
 
 
@@ -71,7 +73,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         for setting, source in settings.items():
             about = cards[source]
             row = {"method": method, "setting": setting, "n": about["validation"]["n"], "split": "val"}
-            row |= {key: about["validation"][key] for key in ("auc", "accuracy")} | {"step": about["step"]}
+            row |= {key: about["validation"][key] for key in FIGURES} | {"step": about["step"]}
             rows.append(row | {"chosen": setting == best, "default": method == config.default})
     write_result(__file__, config, "Settings that validation scans choose", rows)
     return rows

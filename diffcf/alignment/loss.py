@@ -26,19 +26,9 @@ from torch.nn import functional as F
 
 from diffcf.alignment.spaces import Opened, Pixels, Space
 from diffcf.counterfactuals.direction import class_score
-from diffcf.distances import L1, GroupL1, SmoothL1, SquaredL2, median_deviation, standard_deviation
+from diffcf.distances import L1, Distance, SquaredL2, median_deviation, standard_deviation
 from diffcf.errors import ConfigError
-from diffcf.implicit import (
-    Detached,
-    GaussNewton,
-    Implicit,
-    Parameters,
-    Problem,
-    ProximalSteps,
-    Report,
-    SubgradientSteps,
-    Unrolled,
-)
+from diffcf.implicit import Adjoint, GaussNewton, Implicit, InnerSolver, Parameters, Problem, Report
 
 
 @dataclass(frozen=True)
@@ -49,16 +39,17 @@ class Inner:
     does not vanish on the way, and nothing pulls beyond. "cross_entropy", the papers' own. distance, distance_weight:
     of u - u_0; over pixels in [-1, 1] a weight far below 1 asks for changes that a few steps do not reach. scaled:
     every coordinate by its deviation over the training scans, "mad" the median absolute one as in Wachter's L1, "std"
-    the standard one; for L1 and SquaredL2, once `fitted`. solver, adjoint: `diffcf.implicit`.
+    the standard one; for L1 and SquaredL2, once `fitted`. solver, adjoint: `diffcf.implicit`. A config that names
+    another class than the default's keeps the default's settings of the same name: give a solver its `steps`.
     """
 
     loss: Literal["margin", "cross_entropy"] = "margin"
     probability: float = 0.9
-    distance: SquaredL2 | L1 | SmoothL1 | GroupL1 = field(default_factory=SquaredL2)
+    distance: Distance = field(default_factory=SquaredL2)
     distance_weight: float = 1.0
     scaled: Literal["no", "mad", "std"] = "no"
-    solver: GaussNewton | ProximalSteps | SubgradientSteps = field(default_factory=lambda: GaussNewton(4, halvings=2))
-    adjoint: Implicit | Unrolled | Detached = field(default_factory=Implicit)
+    solver: InnerSolver = field(default_factory=lambda: GaussNewton(4, halvings=2))
+    adjoint: Adjoint = field(default_factory=Implicit)
 
     def __post_init__(self) -> None:
         if not (0.5 <= self.probability < 1 and self.distance_weight > 0):

@@ -6,9 +6,9 @@ says so in `converged`; not to converge within the budget is a result, not an er
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,16 +21,16 @@ from diffcf.types import Solution
 Watch = Callable[[Tensor], None]  # shown every iterate of all samples, "b ..."
 
 
-class Solver(Protocol):
-    """Minimises an objective from a start "b ..."."""
+class Solver(ABC):
+    """Minimises an objective from a start "b ...". A config names subclasses: {class_path, init_args}."""
 
+    @abstractmethod
     def __call__(self, objective: Objective, start: Tensor, watch: Watch | None = None) -> Solution:
         """Returns the best point. watch: called with the start and after every step."""
-        ...
 
 
 @dataclass(frozen=True)
-class GradientDescent:
+class GradientDescent(Solver):
     """u <- prox(u - rate * gradient), with the box of the objective (paper 002, section 3.2).
 
     Plain descent: a distance with a kink is descended along its subgradient, as the papers' own code does, so that its
@@ -47,7 +47,7 @@ class GradientDescent:
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(Solver):
     """Adam (Kingma and Ba 2015) on the whole objective, each sample with its own moments; kinks as above."""
 
     rate: float = 0.05
@@ -103,7 +103,7 @@ def _descend(
 
 
 @dataclass(frozen=True)
-class ProximalGradient:
+class ProximalGradient(Solver):
     """Accelerated proximal gradient: FISTA (Beck and Teboulle 2009) with backtracking and restart, sample by sample.
 
     u+ = prox_{t w distance}(v - t grad loss(v)), v = u+ + momentum (u+ - u). The step t is halved until the quadratic

@@ -12,8 +12,9 @@ derivative on the left is always exact.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -67,16 +68,19 @@ class Solved:
     report: Report = field(default_factory=Report)
 
 
-class Adjoint(Protocol):
-    """(problem, solver, start) -> u*, differentiable in the problem's parameters as the adjoint says."""
+class Adjoint(ABC):
+    """(problem, solver, start) -> u*, differentiable in the problem's parameters as the adjoint says.
 
+    A config names subclasses: {class_path, init_args}.
+    """
+
+    @abstractmethod
     def __call__(self, problem: Problem, solver: InnerSolver, start: Tensor) -> Solved:
         """Solve from start "b ..."."""
-        ...
 
 
 @dataclass(frozen=True)
-class Detached:
+class Detached(Adjoint):
     """No gradient passes: u* counts as given."""
 
     def __call__(self, problem: Problem, solver: InnerSolver, start: Tensor) -> Solved:
@@ -85,7 +89,7 @@ class Detached:
 
 
 @dataclass(frozen=True)
-class Unrolled:
+class Unrolled(Adjoint):
     """The derivative of the steps themselves, exact for what was computed, whether it has converged or not.
 
     Memory and time grow with the steps; checkpointed keeps the iterates alone and computes every step twice.
@@ -106,7 +110,7 @@ class Unrolled:
 
 
 @dataclass(frozen=True)
-class Implicit:
+class Implicit(Adjoint):
     """The implicit function theorem, on the coordinates that can move (`Problem.still`, `Problem.inside`).
 
     Kinked distances are differentiated at the proximal fixed point (Bolte et al. 2021): zeros stay zeros, and on the

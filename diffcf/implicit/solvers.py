@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from einops import einsum, rearrange
@@ -14,17 +14,15 @@ from diffcf.errors import ConfigError
 from diffcf.implicit.problem import Problem, loss_curvature
 
 
-class InnerSolver(Protocol):
-    """So many equal steps."""
+@dataclass(frozen=True)
+class InnerSolver(ABC):
+    """So many equal steps. A config names subclasses: {class_path, init_args}."""
 
-    @property
-    def steps(self) -> int:
-        """How many."""
-        ...
+    steps: int
 
+    @abstractmethod
     def step(self, problem: Problem, value: Tensor, differentiable: bool) -> Tensor:
         """One step from u "b ...". differentiable: with a graph to θ and to `value`."""
-        ...
 
 
 def run(solver: InnerSolver, problem: Problem, start: Tensor) -> Tensor:
@@ -36,7 +34,7 @@ def run(solver: InnerSolver, problem: Problem, start: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GaussNewton:
+class GaussNewton(InnerSolver):
     """Linearise the outputs at u, and solve the rest exactly: for a squared distance and a loss convex in the outputs.
 
     The minimiser of loss(s + J (u' - u)) + w |(u' - u_0) / scale|^2 / 2 is u_0 - D^-1 J^T y, D = w / scale^2, with
@@ -134,7 +132,7 @@ class GaussNewton:
 
 
 @dataclass(frozen=True)
-class ProximalSteps:
+class ProximalSteps(InnerSolver):
     """u <- prox(u - rate * gradient of the fit): exact zeros under L1 and GroupL1; plain gradient descent on T where
     the distance has no proximal step, such as SmoothL1. rate below 2 / the largest curvature, or it diverges."""
 
@@ -156,7 +154,7 @@ class ProximalSteps:
 
 
 @dataclass(frozen=True)
-class SubgradientSteps:
+class SubgradientSteps(InnerSolver):
     """Gradient descent on the whole of T, kinks included, as the papers' own code does: what is small stays small and
     never becomes 0. Only for `Implicit(as_published=True)`."""
 

@@ -57,7 +57,7 @@ class CounterfactualSaliency(SaliencyMethod):
         """The paper's: 20 steps of size 1 on the cross-entropy and 100 times the L1 distance, against the image.
 
         The distance is the mean over the code, as in the authors' release: 100 times the sum would let nothing move. On
-        small codes steps of size 1 overshoot even so and never lower Eq. 4; hence the last point.
+        small codes steps of size 1 may overshoot even so, and then none lowers Eq. 4; hence the last point.
         """
         descent = GradientDescent(rate=1.0, steps=20, tolerance=0.0)
         return cls(Loss("cross_entropy"), L1("mean"), 100.0, descent, against="factual", point="last")

@@ -9,8 +9,6 @@ from types import ModuleType
 
 import pytest
 import torch
-import yaml
-from jsonargparse import auto_cli
 from tiny_data import write_tiny_data
 from train_runs import launch, losses
 
@@ -25,8 +23,6 @@ from diffcf.errors import ConfigError
 from diffcf.implicit import GaussNewton
 
 ROOT = Path(__file__).parents[2]
-METHODS = sorted((ROOT / "configs" / "align").glob("*/*.yaml"))
-CONFIGS = sorted([*(ROOT / "configs" / "align").glob("*.yaml"), ROOT / "configs/tiny/align.yaml"])
 ALIGNED = CounterfactualAlignment(wait=0.0, share=1.0, inner=Inner(solver=GaussNewton(2)))
 
 
@@ -169,19 +165,3 @@ def test_labels_that_are_no_class_are_refused(script, manifest: Path, tmp_path: 
     wrong = rewritten(manifest, lambda line: line.replace(",p6,0,", ",p6,2,"))
     with pytest.raises(ConfigError, match=r"labels \[0, 1, 2\]"):
         script.main(configure(script, wrong, tmp_path / "run"))
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_configs_are_valid(script, path: Path) -> None:
-    auto_cli(script.Config, as_positional=False, args=["--config", str(path)])
-
-
-@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.name)
-def test_methods_replace_that_of_the_config(script, path: Path) -> None:
-    args = ["--config", str(ROOT / "configs/align/lidc.yaml"), "--config", str(path)]
-    config = auto_cli(script.Config, as_positional=False, args=args)
-    said = yaml.safe_load(path.read_text())["method"]
-    assert type(config.method).__name__ == said["class_path"]
-    for name, value in said.get("init_args", {}).items():
-        if not isinstance(value, dict):
-            assert getattr(config.method, name) == value

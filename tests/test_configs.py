@@ -1,0 +1,172 @@
+"""What a YAML file says is what a script gets: named classes, bare settings, and every file of configs/."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from jsonargparse import auto_cli
+from scripts import ROOT, load
+
+from diffcf.alignment.loss import Inner
+from diffcf.counterfactuals.joint import Joint
+from diffcf.counterfactuals.methods import Latent, Method, Minimal
+from diffcf.counterfactuals.solvers import Adam, GradientDescent, ProximalGradient
+from diffcf.distances import L1, Distance, GroupL1, Proximal, SmoothL1, SquaredL2
+from diffcf.implicit import (
+    Adjoint,
+    Detached,
+    GaussNewton,
+    Implicit,
+    InnerSolver,
+    ProximalSteps,
+    SubgradientSteps,
+    Unrolled,
+)
+
+ALIGN = sorted((ROOT / "configs/align").rglob("*.yaml"))
+EVALUATION = sorted((ROOT / "configs/evaluation").glob("*.yaml"))
+NAMED = {
+    "distance": [SquaredL2("mean"), L1("mean"), SmoothL1(0.1, "mean"), GroupL1()],
+    "solver": [GaussNewton(2, 5, 6), ProximalSteps(7, 0.3), SubgradientSteps(9, 0.2)],
+    "adjoint": [Implicit("cg", ridge=0.5), Unrolled(False), Detached()],
+}
+
+
+@dataclasses.dataclass
+class Searches:
+    """Holds what configs of counterfactuals hold."""
+
+    method: Method | None = None
+    inner: Inner = dataclasses.field(default_factory=Inner)
+
+
+def read(said: dict[str, Any], folder: Path) -> Searches:
+    """What a YAML file of this content gives."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(said))
+    config: Any = auto_cli(Searches, as_positional=False, args=["--config", str(path)])
+    return config
+
+
+def spoken(value: Any) -> dict[str, Any]:
+    """As YAML names an object: its class and its plain settings."""
+    settings = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {"class_path": type(value).__name__, "init_args": {k: v for k, v in settings.items() if v is not None}}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in NAMED.items() for value in values], ids=str
+)
+def test_a_named_part_of_an_inner_problem_is_what_comes(field: str, value: Any, tmp_path: Path) -> None:
+    inner = read({"inner": {field: spoken(value)}}, tmp_path).inner
+    assert inner == dataclasses.replace(Inner(), **{field: value})
+    assert type(getattr(inner, field)) is type(value)
+
+
+def test_every_part_of_an_inner_problem_is_named_above() -> None:
+    """A new class belongs into the list."""
+    package = {Distance: "distance", Proximal: "distance", InnerSolver: "solver", Adjoint: "adjoint"}
+    for base, field in package.items():
+        own = {kind for kind in base.__subclasses__() if kind.__module__.startswith("diffcf.")} - {Proximal}
+        assert own <= {type(value) for value in NAMED[field]}
+
+
+@pytest.mark.parametrize("field", NAMED)
+def test_a_class_may_be_named_alone(field: str, tmp_path: Path) -> None:
+    for value in NAMED[field]:
+        inner = read({"inner": {field: {"class_path": type(value).__name__}}}, tmp_path).inner
+        assert type(getattr(inner, field)) is type(value)
+
+
+def test_settings_without_a_class_are_of_the_default(tmp_path: Path) -> None:
+    said = {"distance": {"reduction": "mean"}, "solver": {"steps": 4, "halvings": 1}, "adjoint": {"method": "cg"}}
+    inner = read({"inner": said}, tmp_path).inner
+    assert inner == Inner(distance=SquaredL2("mean"), solver=GaussNewton(4, 1), adjoint=Implicit("cg"))
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ({"inner": {"distance": {"class_path": "Nearness"}}}, "Nearness"),
+        ({"inner": {"distance": {"class_path": "GaussNewton"}}}, "GaussNewton"),
+        ({"inner": {"distance": {"eps": 0.1}}}, "eps"),
+        ({"inner": {"solver": {"class_path": "Steps"}}}, "Steps"),
+        ({"inner": {"solver": {"class_path": "ProximalSteps", "init_args": {"halvings": 1}}}}, "halvings"),
+        ({"inner": {"adjoint": {"class_path": "Detached", "init_args": {"method": "cg"}}}}, "method"),
+        ({"inner": {"adjoint": {"class_path": "Distance"}}}, "Distance"),
+        (
+            {"method": {"class_path": "Minimal", "init_args": {"solver": {"class_path": "ProximalGradient"}}}},
+            "Proximal",
+        ),
+        ({"method": {"class_path": "Latent", "init_args": {"solver": {"class_path": "Adam"}}}}, "Adam"),
+    ],
+)
+def test_what_is_no_part_is_refused(said: dict[str, Any], refused: str, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        read(said, tmp_path)
+    assert refused in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "solver"),
+    [
+        (Minimal, Adam(0.3, 4)),
+        (Minimal, GradientDescent(0.3, 4)),
+        (Joint, Adam(0.3, 4)),
+        (Joint, GradientDescent(0.3, 4)),
+        (Latent, ProximalGradient(0.3, 4)),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_a_named_solver_of_a_search_is_what_comes(method: type, solver: Any, tmp_path: Path) -> None:
+    said = {"class_path": method.__name__, "init_args": {"solver": spoken(solver)}}
+    assert read({"method": said}, tmp_path).method == method(solver=solver)
+    bare = {"class_path": method.__name__, "init_args": {"solver": {"steps": 4}}}
+    assert read({"method": bare}, tmp_path).method == method(solver=dataclasses.replace(method().solver, steps=4))
+
+
+def check(said: Any, got: Any, default: Any, where: str) -> None:
+    """What was said is what came: the classes, and every setting."""
+    if isinstance(said, dict) and isinstance(got, dict):
+        assert list(said) == list(got), where
+        for key, value in said.items():
+            check(value, got[key], None, f"{where}.{key}")
+    elif isinstance(said, dict):
+        named = "class_path" in said
+        assert named or default is None or type(got) is type(default), where
+        assert not named or type(got).__name__ == said["class_path"].rpartition(".")[2], where
+        defaults = {field.name: field for field in dataclasses.fields(got)}
+        for key, value in (said.get("init_args", {}) if named else said).items():
+            made = defaults[key].default_factory
+            own = None if made is dataclasses.MISSING else made()  # type: ignore[misc]
+            check(value, getattr(got, key), own, f"{where}.{key}")
+    elif isinstance(said, list):
+        assert len(said) == len(got), where
+        for one, other in zip(said, got, strict=True):
+            check(one, other, None, where)
+    else:
+        assert got == (Path(said) if isinstance(got, Path) else said), where
+
+
+def read_whole(script: ModuleType, path: Path, before: Sequence[Path] = ()) -> None:
+    """Check every setting of a file, read after others."""
+    files = [part for one in (*before, path) for part in ("--config", str(one))]
+    check(yaml.safe_load(path.read_text()), auto_cli(script.Config, as_positional=False, args=files), None, path.name)
+
+
+@pytest.mark.parametrize("path", [*ALIGN, ROOT / "configs/tiny/align.yaml"], ids=lambda path: path.stem)
+def test_training_files_mean_what_they_say(path: Path) -> None:
+    before = [ROOT / "configs/align/lidc.yaml"] if path.parent.name == "methods" else []
+    read_whole(load("train", "align"), path, before)
+
+
+@pytest.mark.parametrize("path", EVALUATION, ids=lambda path: path.stem)
+def test_evaluation_files_mean_what_they_say(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluation"))
+    read_whole(load("evaluation", path.stem.partition("_")[0]), path)
