@@ -13,7 +13,7 @@ from diffcf.counterfactuals.objective import gradient
 from diffcf.counterfactuals.ray import probability_of
 from diffcf.distances import per_sample
 from diffcf.errors import ConfigError
-from diffcf.saliency.counterfactual import logits_of, mean_of_changes, shown
+from diffcf.saliency.counterfactual import decoded, logits_of, mean_of_changes
 from diffcf.saliency.protocol import SaliencyMethod, class_of, evaluating, explained
 from diffcf.types import Code
 
@@ -53,7 +53,7 @@ class LatentShiftSaliency(SaliencyMethod):
         way = repeat(image.new_tensor(ways), "k -> (k b)", b=scans)
         step = self._steps(classifier, generator, code, steepest, target, given, way, index)
         semantic = code.semantic[index] + per_sample(way * step, steepest) * steepest[index]
-        change = shown(generator, code, semantic, index) - shown(generator, code, code.semantic[index], index)
+        change = _shown(generator, code, semantic, index) - _shown(generator, code, code.semantic[index], index)
         return mean_of_changes(change * per_sample(step > 0, change), scans)
 
     def _steps(
@@ -112,7 +112,7 @@ def _steepest(classifier: nn.Module, generator: Any, code: Code, target: Tensor)
     """(the probability of the target at z, "b", the gradient of its log-odds there, like z)."""
 
     def odds(value: Tensor, index: Tensor) -> Tensor:
-        return explained(logits_of(classifier, shown(generator, code, value, index)), target[index])
+        return explained(logits_of(classifier, _shown(generator, code, value, index)), target[index])
 
     everyone = torch.arange(len(target), device=target.device)
     given, steepest = gradient(odds, code.semantic, everyone)
@@ -122,5 +122,9 @@ def _steepest(classifier: nn.Module, generator: Any, code: Code, target: Tensor)
 def _probability(
     classifier: nn.Module, generator: Any, code: Code, semantic: Tensor, target: Tensor, index: Tensor
 ) -> Tensor:
-    logits = classifier(shown(generator, code, semantic, index))
+    logits = classifier(_shown(generator, code, semantic, index))
     return probability_of(logits.softmax(1), target[index])
+
+
+def _shown(generator: Any, code: Code, semantic: Tensor, index: Tensor) -> Tensor:
+    return decoded(generator, code, semantic, index).clamp(-1, 1)

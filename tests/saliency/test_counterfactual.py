@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from einops import rearrange, reduce
+from scipy.ndimage import gaussian_filter
 
 from diffcf.counterfactuals import Pixels, Shift
 from diffcf.counterfactuals.solvers import Adam, GradientDescent
@@ -19,12 +20,16 @@ from diffcf.saliency import (
     normalised,
     shift_curve,
 )
+from diffcf.saliency.counterfactual import Scene, mean_of_changes, smoothed
 from diffcf.types import Code
 
+SHARP = CounterfactualSaliency(smooth=0.0)
 METHODS = {
-    "default": CounterfactualSaliency(),
-    "adam": CounterfactualSaliency(solver=Adam(steps=20)),
-    "published": replace(CounterfactualSaliency.published(), against="reconstruction"),
+    "default": SHARP,
+    "adam": replace(SHARP, solver=Adam(steps=20)),
+    "changes alone": replace(SHARP, slopes=0),
+    "decoded": replace(SHARP, change="decoded"),
+    "published": replace(CounterfactualSaliency.published(), change="decoded"),
     "no_rec": CounterfactualSaliency.no_rec(),
     "shift": LatentShiftSaliency(),
     "search": SearchSaliency(),
@@ -48,7 +53,7 @@ def test_every_class_is_asked_for_without_a_target(patch, blocks, scans) -> None
 
 
 def test_what_is_certain_already_adds_nothing(patch, blocks, scans) -> None:
-    patch.level = -0.8  # class 1 far beyond 0.9
+    patch.level = -0.8  # class 1 far beyond 0.97
     method = CounterfactualSaliency()
     assert not bool(method(patch, scans, ONE, blocks).any())
     both, other = method(patch, scans, None, blocks), method(patch, scans, ZERO, blocks)
@@ -58,9 +63,8 @@ def test_what_is_certain_already_adds_nothing(patch, blocks, scans) -> None:
 
 def test_the_counterfactual_reaches_the_asked_class(patch, blocks, scans) -> None:
     method = CounterfactualSaliency(distance_weight=0.01)
-    code = blocks.encode(scans)
     for target in (ZERO, ONE):
-        found = blocks.decode(Code(method.descend(patch, blocks, code, target)))
+        found = blocks.decode(Code(method.descend(patch, Scene(blocks, scans, "carried"), target)))
         probability = patch(found).softmax(1).gather(1, target[:, None])
         assert float(probability.min()) > 0.85
 
@@ -72,16 +76,17 @@ def test_against_the_factual_what_is_not_reproduced_shows(patch, blocks, scans) 
             image[..., :2, :2] = 0
             return image
 
-    method = CounterfactualSaliency()
-    kept = method(patch, scans, None, Lossy())
-    shown = replace(method, against="factual")(patch, scans, None, Lossy())
-    assert not bool(kept[..., :2, :2].any())
+    method = replace(SHARP, slopes=0)
+    for change in ("carried", "decoded"):
+        kept = replace(method, change=change)(patch, scans, None, Lossy())
+        assert not bool(kept[..., :2, :2].any())
+    shown = replace(method, change="factual")(patch, scans, None, Lossy())
     assert float(shown[..., :2, :2].max()) > 0.1
 
 
 def test_the_published_steps_by_hand(patch, blocks, scans) -> None:
     """z <- z - (d cross-entropy / dz + 100 sign(z - z0) / N), 20 times."""
-    found = CounterfactualSaliency.published().descend(patch, blocks, blocks.encode(scans), ZERO)
+    found = CounterfactualSaliency.published().descend(patch, Scene(blocks, scans, "factual"), ZERO)
     for scan, solution in zip(scans, found, strict=True):
         start = blocks.encode(scan[None]).semantic
         value = start
@@ -94,7 +99,7 @@ def test_the_published_steps_by_hand(patch, blocks, scans) -> None:
 
 
 def test_the_best_point_is_the_start_where_every_step_overshoots(patch, blocks, scans) -> None:
-    last = replace(CounterfactualSaliency.published(), distance_weight=1e4, against="reconstruction")
+    last = replace(CounterfactualSaliency.published(), distance_weight=1e4, change="decoded")
     assert not bool(replace(last, point="best")(patch, scans, ZERO, blocks).any())
     assert bool(last(patch, scans, ZERO, blocks).any())
 
@@ -191,9 +196,31 @@ def test_search_saliency_is_the_change_of_the_search(patch, pixels, scans) -> No
         SearchSaliency(Shift())(patch, scans, None, pixels)
 
 
+def test_the_map_is_the_geometric_mean_of_change_and_slope(patch, blocks, scans) -> None:
+    """By hand: the slope of log-odds that are linear in the image is the same all the way."""
+    method = SHARP
+    scene = Scene(blocks, scans, "carried")
+    change = scene.shown(method.descend(patch, scene, ZERO), torch.arange(3)) - scans
+    leaf = scans.clone().requires_grad_()
+    odds = patch(leaf)[:, 0] - patch(leaf)[:, 1]
+    (slope,) = torch.autograd.grad(odds.sum(), leaf)
+    expected = mean_of_changes((change * slope).abs().sqrt(), 3)
+    assert torch.allclose(method(patch, scans, ZERO, blocks), expected, atol=1e-4)
+
+
+def test_smoothing_against_scipy() -> None:
+    given = torch.rand(2, 3, 1, 24, 20, generator=torch.Generator().manual_seed(0))
+    expected = gaussian_filter(given.numpy(), (0, 0, 0, 1.5, 1.5), mode="mirror", truncate=8 / 3)
+    assert torch.allclose(smoothed(given, 1.5), torch.from_numpy(expected), atol=1e-5)
+    assert smoothed(given, 0.0) is given
+    assert smoothed(torch.ones(1, 1, 1, 3, 3), 5.0).allclose(torch.ones(1, 1, 1, 3, 3))
+
+
 def test_settings_that_cannot_be(patch, blocks, scans) -> None:
     with pytest.raises(ConfigError, match="distance_weight -1"):
         CounterfactualSaliency(distance_weight=-1)
+    with pytest.raises(ConfigError, match="smooth -1"):
+        CounterfactualSaliency(smooth=-1)
     with pytest.raises(ConfigError, match="a move between 0 and 1"):
         LatentShiftSaliency(moved=0)
     with pytest.raises(ConfigError, match="no proximal step"):
@@ -202,7 +229,7 @@ def test_settings_that_cannot_be(patch, blocks, scans) -> None:
 
 def test_a_sparse_distance_leaves_other_places_alone(patch, blocks, scans) -> None:
     code = blocks.encode(scans)
-    moved = CounterfactualSaliency().descend(patch, blocks, code, ZERO) - code.semantic
+    moved = CounterfactualSaliency().descend(patch, Scene(blocks, scans, "carried"), ZERO) - code.semantic
     places = reduce(moved.abs(), "b s d y x -> b y x", "sum")
     assert not bool(places[:, :2].any())
     inside = rearrange(places[:, 2:4, 4:6], "b y x -> b (y x)")

@@ -87,7 +87,7 @@ def test_a_classifier_that_reads_nothing_has_an_empty_map(method, convolutions, 
     nn.init.zeros_(convolutions.head.weight)
     found = method(convolutions, scans, generator=blocks)
     assert bool(found.isfinite().all())
-    if not isinstance(method, ScoreCAM) and getattr(method, "against", "") != "factual":
+    if not isinstance(method, ScoreCAM) and getattr(method, "change", "") != "factual":
         assert not bool(found.any())
 
 
@@ -140,8 +140,10 @@ def test_a_config_names_a_method() -> None:
                 "class_path": "diffcf.counterfactuals.solvers.GradientDescent",
                 "init_args": {"rate": 1, "steps": 20, "tolerance": 0},
             },
-            "against": "factual",
+            "change": "factual",
             "point": "last",
+            "slopes": 0,
+            "smooth": 0,
         },
     }
     assert parsed(said) == CounterfactualSaliency.published()
