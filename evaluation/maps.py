@@ -13,21 +13,20 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from acat_runs import AcatRun
 from common import RESULTS, write_result
+from map_worker import make, prepare, ready
 from torch import Tensor, nn
 
 from diffcf.saliency import CounterfactualSaliency, SaliencyMethod
 from diffcf.saliency.maps import maps_of
 from diffcf.training.command import run_script
-
-WAIT = 600.0  # seconds that a process may take until it is ready, or done
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Config:
         manifest: CSV file; labelled rows of the run's own `split`.
         run: a folder that train/acat.py wrote.
         methods: name -> how maps are made; the first is timed.
-        processes: compared with one. most: scans. repeats: of the timing. split: which scans.
+        processes: compared with one. most: scans. repeats: of the timing; 0 leaves it out. split: which scans.
         data: what the scans are, in words. seed: of nothing here, for the file. out: folder of the result.
     """
 
@@ -91,44 +90,19 @@ def passes(config: Config, method: SaliencyMethod, folder: Path) -> dict[str, fl
     return figures
 
 
-def worker(config: Config, folder: Path, rank: int, world: int, gate: Any, between: Any) -> None:
-    """One of `world` processes: ready at the gate, then its share of the maps, all of them read, and the gate again."""
-    torch.set_num_threads(1)
-    run = AcatRun(config.run)
-    images = run.scans(run.rows(config.manifest, config.split)).images[: config.most]
-    blackbox, generator, method = run.baseline, run.generator, next(iter(config.methods.values()))
-    blackbox(images[:1])
-    gate.wait()
-    maps_of(
-        method,
-        blackbox,
-        images,
-        generator,
-        folder=folder,
-        versions="cost",
-        rank=rank,
-        world=world,
-        wait=between.wait,
-    )
-    gate.wait()
-
-
 def seconds(config: Config, world: int) -> float:
     """How long so many processes take for the maps."""
     context = multiprocessing.get_context("spawn")
-    gate, between = context.Barrier(world + 1), context.Barrier(world)
-    with tempfile.TemporaryDirectory() as folder:
-        given = [(config, Path(folder), rank, world, gate, between) for rank in range(world)]
-        processes = [context.Process(target=worker, args=arguments) for arguments in given]
-        for process in processes:
-            process.start()
-        gate.wait(WAIT)
+    method = next(iter(config.methods.values()))
+    given = (config.run, config.manifest, config.split, config.most, method, world, context.Barrier(world))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(world, context, initializer=prepare, initargs=given) as pool,
+    ):
+        list(pool.map(ready, range(world)))
         start = time.perf_counter()
-        gate.wait(WAIT)
-        took = time.perf_counter() - start
-        for process in processes:
-            process.join()
-    return took
+        list(pool.map(make, [Path(folder)] * world, range(world)))
+        return time.perf_counter() - start
 
 
 def main(config: Config) -> list[dict[str, Any]]:
@@ -139,13 +113,10 @@ def main(config: Config) -> list[dict[str, Any]]:
             counted = passes(config, method, Path(folder))
         rows.append({"method": name, "data": config.name, "split": config.split, **counted})
     pairs = [(seconds(config, 1), seconds(config, config.processes)) for _ in range(config.repeats)]
-    ratios = [one / several for one, several in pairs]
-    rows[0] |= {
-        "processes": config.processes,
-        "time_ratio": median(ratios),
-        "time_ratio_low": min(ratios),
-        "time_ratio_high": max(ratios),
-    }
+    if pairs:
+        ratios = [one / several for one, several in pairs]
+        rows[0] |= {"processes": config.processes, "time_ratio": median(ratios)}
+        rows[0] |= {"time_ratio_low": min(ratios), "time_ratio_high": max(ratios)}
     write_result(__file__, config, "What saliency maps cost", rows)
     return rows
 

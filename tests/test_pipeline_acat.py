@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 from scripts import ROOT, load, result, run
 from tiny_data import write_tiny_data
+from train_runs import launch, losses
 
 from diffcf.classifiers.blackbox import load_blackbox
 from diffcf.classifiers.guided import load_guided
@@ -101,9 +103,43 @@ def test_maps_are_judged_by_where_they_lie(trained) -> None:
     assert np.isclose(rows["gradient"]["dice_gain"], rows["ours"]["dice"] - rows["gradient"]["dice"], atol=1e-5)
 
 
+def test_ways_to_the_other_class_are_followed(trained) -> None:
+    run("evaluation", "shift")
+    shift, ours = result(trained[0], "shift")["rows"]
+    assert (shift["method"], ours["method"], ours["n"]) == ("latent shift", "ours", 8)
+    for row in (shift, ours):
+        assert row["start"] < 0.5
+        assert row["best"] >= max(row["start"], row["last"])
+        assert abs(row["lost"] - (row["best"] - row["last"])) < 1e-5
+        assert row["reached"] <= row["reached_half"]
+    with pytest.raises(ConfigError, match="no methods to compare"):
+        run("evaluation", "shift", "--methods={}")
+
+
 def test_maps_cost_what_is_counted(trained) -> None:
-    run("evaluation", "maps")
+    run("evaluation", "maps", "--repeats=0")
     (row,) = result(trained[0], "maps")["rows"]
     assert 0 < row["backwards"] <= row["forwards"]
     assert row["again"] == 0
+
+
+@pytest.mark.slow
+def test_maps_of_two_processes_are_timed(trained) -> None:
+    run("evaluation", "maps")
+    (row,) = result(trained[0], "maps")["rows"]
+    assert row["processes"] == 2
     assert row["time_ratio"] > 0
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(trained) -> None:
+    folder, _ = trained
+    given = ROOT / "configs" / "tiny" / "acat.yaml"
+    launch("acat", given, folder / "two", folder / "runs" / "tiny" / "data" / "manifest.csv", 2)
+    state = load_file(folder / "two" / "acat" / "classifier" / "model.safetensors")
+    assert all(value.isfinite().all() for value in state.values())
+    once, shared = ({path.name for path in Path(parent, "maps").iterdir()} for parent in (RUNS[0], folder / "two"))
+    assert len(once) == len(shared)
+    for part in ("baseline", "acat"):
+        first, second = (losses(Path(parent, part))[0] for parent in (RUNS[0], folder / "two"))
+        assert first == pytest.approx(second, rel=0.2)  # each process sees its half of the batch

@@ -31,10 +31,11 @@ from diffcf.errors import ConfigError
 from diffcf.generators.generator import SliceWise, load_generator
 from diffcf.saliency import CounterfactualSaliency, SaliencyMethod
 from diffcf.saliency.maps import maps_of
-from diffcf.training.autoencoder import fit_autoencoder
+from diffcf.training.autoencoder import AutoencoderStage, fit_autoencoder
 from diffcf.training.classification import check_labels, class_weights
 from diffcf.training.command import command_line, run_script
-from diffcf.training.guided import Part, Recipe, Stage, fewer, fit_classifier
+from diffcf.training.guided import Part, Recipe, fewer, fit_classifier
+from diffcf.training.loop import Stage
 from diffcf.training.run import settings
 from diffcf.weights import content_hash
 
@@ -43,18 +44,6 @@ OF_SCANS = ("manifests", "split", "scans", "preparation", "views", "seed")
 OF_CLASSIFIER = (*OF_SCANS, *OF_CARD, "balance", "select")
 OF_METHOD = ("baseline", "autoencoder", "saliency", "guidance", "start", "finetune")
 KEPT = ("baseline", "autoencoder", "maps")  # folders of OUT
-
-
-@dataclass(frozen=True)
-class Autoencoder(Stage):
-    """How the autoencoder is trained. model: arguments of ConvAutoencoder beside the size. loss: l1 or l2. views: of
-    its slices. val_images: slices watched. half: store the weights in half precision."""
-
-    model: dict[str, Any] = field(default_factory=dict)
-    loss: Literal["l1", "l2"] = "l2"
-    views: Views = "mirror"
-    val_images: int = 64
-    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +76,7 @@ class Config:
     architecture_args: dict[str, Any] = field(default_factory=dict)
     slice_mode: Literal["channels", "average", "concatenate"] = "average"
     baseline: Stage = field(default_factory=Stage)
-    autoencoder: Autoencoder = field(default_factory=Autoencoder)
+    autoencoder: AutoencoderStage = field(default_factory=AutoencoderStage)
     saliency: SaliencyMethod = field(default_factory=CounterfactualSaliency)
     guidance: Guidance = field(default_factory=Attention)
     start: Literal["baseline", "scratch"] = "baseline"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -60,6 +61,17 @@ class Settings(loop.Pace, Protocol):
     def val_images(self) -> int:
         """Slices watched."""
         ...
+
+
+@dataclass(frozen=True)
+class AutoencoderStage(loop.Stage):
+    """The `Settings` of an autoencoder that is one of several networks of a script."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    loss: Literal["l1", "l2"] = "l2"
+    views: Views = "mirror"
+    half: bool = False
+    val_images: int = 64
 
 
 class ReconstructionLoss(nn.Module):

@@ -20,30 +20,10 @@ from diffcf.errors import ConfigError
 from diffcf.metrics.classification import figures_of
 from diffcf.training import loop
 from diffcf.training.keyed import Order, generator, turns_for
+from diffcf.training.loop import Stage
 from diffcf.training.run import Run
 
 BATCH = 64  # of validation
-
-
-@dataclass(frozen=True)
-class Stage:
-    """How one network is trained (`diffcf.training.loop.Pace`), by AdamW.
-
-    steps, batch: of the whole run, over all processes. learning_rate: reached after `warmup` steps, falling to 0 over
-    the last share `cooldown`. clip: largest norm of the gradient. ema: decay of the averaged weights. validate_every,
-    save_every: steps.
-    """
-
-    steps: int = 500
-    batch: int = 64
-    learning_rate: float = 1e-3
-    warmup: int = 50
-    cooldown: float = 1.0
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: float = 0.98
-    validate_every: int = 50
-    save_every: int = 250
 
 
 @dataclass(frozen=True)

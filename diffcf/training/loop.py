@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -61,6 +62,23 @@ class Pace(Protocol):
     def save_every(self) -> int:
         """Steps."""
         ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A `Pace` for scripts that train several networks one after the other, by AdamW: `weight_decay` is its, and `ema`
+    the decay of the averaged weights."""
+
+    steps: int = 500
+    batch: int = 64
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    cooldown: float = 1.0
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.98
+    validate_every: int = 50
+    save_every: int = 250
 
 
 def train(

@@ -48,9 +48,21 @@ class Plan:
 
 
 def settings(config: Any, free: Collection[str] = ()) -> dict[str, Any]:
-    """A config dataclass as JSON holds it, without the fields `free` that a resumed run may change."""
-    every = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    return {key: value for key, value in every.items() if key not in free}
+    """A config dataclass as JSON holds it, without the fields `free` that a resumed run may change.
+
+    A dataclass inside it also says its class: two of one kind may have the same fields.
+    """
+    every = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return json.loads(json.dumps({key: _said(value) for key, value in every.items() if key not in free}, default=str))
+
+
+def _said(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: _said(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        return {key: _said(one) for key, one in value.items()}
+    return [_said(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 class Run:

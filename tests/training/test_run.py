@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffcf.distances import L1, SquaredL2
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.training.checkpoint import TENSORS, newest_checkpoint
 from diffcf.training.run import Plan, Run, settings
@@ -90,6 +91,17 @@ def test_the_plan_rises_stays_and_falls() -> None:
     model = nn.Linear(1, 1)
     sgd = torch.optim.SGD(model.parameters(), lr=0.0)
     assert plan.apply(sgd, 0) == sgd.param_groups[0]["lr"] == pytest.approx(0.2)
+
+
+def test_settings_tell_classes_with_the_same_fields_apart() -> None:
+    @dataclass(frozen=True)
+    class Config:
+        distance: object
+
+    first, second = (settings(Config(distance)) for distance in (L1(), SquaredL2()))
+    assert first != second
+    assert first == settings(Config(L1()))
+    assert settings(Config([{"a": L1()}]))["distance"][0]["a"]["class"] == "L1"
 
 
 def test_settings_leave_out_what_may_change() -> None:
