@@ -49,7 +49,7 @@ class Config:
     processes: int = 2
     most: int = 128
     repeats: int = 3
-    split: str = "val"
+    split: str = "test"
     data: str = ""
     seed: int = 0
     out: Path = RESULTS

@@ -20,8 +20,9 @@ from diffcf.training.command import run_script
 
 INTRODUCTION = """# Results
 Written by `python evaluation/tables.py` from the JSON files in this folder, which the scripts in `evaluation/` write.
-Means with 95% bootstrap intervals over patients, on patients that no model has seen and nothing was chosen by. What the
-columns mean stands at the top of each script. Of the widest tables the chief columns are shown; the files have all.
+Means with 95% bootstrap intervals over patients, or over runs where the script says so, on patients that no model has
+seen and nothing was chosen by. What the columns mean stands at the top of each script. Of the widest tables the chief
+columns are shown; the files have all.
 """
 CHIEF = {  # of scripts with more columns than a page can show
     "counterfactuals": (
@@ -33,6 +34,18 @@ CHIEF = {  # of scripts with more columns than a page can show
         "method", "n", "seeds", "accuracy", "reversal_accuracy", "reversal_gap", "accuracy_gap", "auc",
         "saliency_precision", "hirescam_precision", "occlusion_precision", "chance", "relevance_mass", "pointing",
         "roi_precision", "validity",
+    ),
+    "acat": (
+        "method", "n", "runs", "accuracy", "gain", "auc", "sensitivity", "specificity",
+        *(f"accuracy_grade_{grade}" for grade in range(5)),
+    ),
+    "activations": (
+        "layer", "runs", "baseline_original", "attention_original", "ratio_original", "baseline_noised",
+        "attention_noised", "ratio_noised", "excess_ratio",
+    ),
+    "localisation": (
+        "method", "n", "runs", "dice", "dice_gain", "dice_smoothed", "iou", "class_averaged_dice", "class_averaged_iou",
+        "pointing", "pointing_gain", "hits", "hits_gain", "hits_small", "hits_small_gain", "hits_smoothed", "chance",
     ),
 }  # fmt: skip
 
