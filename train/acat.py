@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from diffcf.cards import ClassifierCard, GeneratorCard, Preparation
 from diffcf.classifiers.attention import Attention
@@ -123,17 +122,6 @@ class Setting:
         return {name: self.said[name] for name in names}
 
 
-def fit(setting: Setting, name: str, model: nn.Module, stage: Stage, parts: tuple[Part, Part], **more: Any) -> dict:
-    """Train a classifier in OUT/NAME; returns the last validation's figures."""
-    accelerator = Accelerator(log_with="tensorboard", project_dir=setting.config.out / name)
-    figures = fit_classifier(
-        accelerator, model, *parts, stage, setting.recipe, name=name, out=setting.config.out / name, **more
-    )
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return figures
-
-
 def fit_baseline(setting: Setting) -> Path:
     """The network f; returns its folder."""
     config, folder = setting.config, setting.config.out / "baseline" / "blackbox"
@@ -144,7 +132,7 @@ def fit_baseline(setting: Setting) -> Path:
     torch.manual_seed(config.seed)
     model = build_classifier(setting.card)
     parts, said = (Part(setting.train), Part(setting.val)), setting.depends_on(*OF_CLASSIFIER, "baseline")
-    fit(setting, "baseline", model, config.baseline, parts, settings=said, write=write)
+    fit_classifier(model, *parts, config.baseline, setting.recipe, out=folder.parent, settings=said, write=write)
     return folder
 
 
@@ -205,7 +193,8 @@ def main(config: Config) -> dict[str, float]:
         save_guided(averaged, about | seen, config.out / config.name / "classifier")
 
     said = setting.depends_on(*OF_CLASSIFIER, *OF_METHOD)
-    return fit(setting, config.name, model, config.finetune, parts, settings=said, write=write)
+    out = config.out / config.name
+    return fit_classifier(model, *parts, config.finetune, setting.recipe, out=out, settings=said, write=write)
 
 
 if __name__ == "__main__":

@@ -86,14 +86,12 @@ def logits_of(model: nn.Module, part: Part, device: torch.device) -> Tensor:
 
 
 def fit_classifier(
-    accelerator: Accelerator,
     model: nn.Module,
     train: Part,
     val: Part,
     stage: Stage,
     recipe: Recipe,
     *,
-    name: str,
     out: Path,
     settings: Mapping[str, Any],
     write: Callable[[Any, dict[str, Any]], None],
@@ -103,6 +101,7 @@ def fit_classifier(
     write: keeps the averaged weights, and is given `step` and figures of the validation, whenever they are the best so
     far; the best figure stands in OUT/best.json. settings: what must be the same when the run is resumed.
     """
+    accelerator = Accelerator(log_with="tensorboard", project_dir=out)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     model.to(device)
     weights = None if recipe.weights is None else recipe.weights.to(device)
@@ -132,4 +131,7 @@ def fit_classifier(
         return {key: figures[key] for key in ("accuracy", "auc")}
 
     loss = ClassificationLoss(model, weights)
-    return loop.train(accelerator, run, loss, stage, name=name, inputs=inputs, validate=validate)
+    figures = loop.train(accelerator, run, loss, stage, name=out.name, inputs=inputs, validate=validate)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return figures
