@@ -31,15 +31,15 @@ class Attention(Guidance):
 
     stages: early, middle and late ones (of a ResNet layer1, layer2, layer3); fewer are the paper's ablations. fused:
     the last convolution before the classifier (layer4); null: no fusion. branch: start of the saliency branch in
-    `start_from`, "fresh" weights or those of the "baseline". slice_attention: slices are weighed by `SliceAttention`
-    rather than averaged. slice_hidden: its hidden units.
+    `start_from`, the weights of the "baseline", as of all else, or "fresh" ones. slice_attention: slices are weighed by
+    `SliceAttention` rather than averaged. slice_hidden: its hidden units.
     """
 
     reads_maps: ClassVar[bool] = True
 
     stages: tuple[str, ...] = THREE
     fused: str | None = "layers.6"
-    branch: Literal["fresh", "baseline"] = "fresh"
+    branch: Literal["baseline", "fresh"] = "baseline"
     slice_attention: bool = True
     slice_hidden: int = 64
 
