@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,12 @@ class AcatRun:
 
     folder: Path
 
-    @property
+    @cached_property
     def baseline(self) -> BlackBox:
         """The network that the maps come from."""
         return load_blackbox(self.folder / BASELINE / "blackbox")
 
-    @property
+    @cached_property
     def generator(self) -> SliceWise | None:
         """The run's autoencoder; None where the run needed none."""
         source = self.folder / "autoencoder" / "generator"

@@ -24,22 +24,28 @@ SMIC_DEPTH, HSM_DEPTH = 2, 4  # convolutions of the branch (appendix E)
 
 
 @dataclass(frozen=True)
-class SMIC(Guidance):
-    """Saliency-modulated image classification (Flores et al. 2019): a branch of two convolutions over the saliency map
-    makes one mask, and F * (S + 1) is passed on at one stage. width: of the branch."""
-
-    reads_maps: ClassVar[bool] = True
+class OneMask(Guidance):
+    """A guidance by one mask at one stage. width: of the branch that makes it."""
 
     stage: str = THREE[1]
     width: int = 32
 
     def __post_init__(self) -> None:
-        _check_width(self.width)
+        if self.width < 1:
+            raise ConfigError(f"width {self.width}: expected one channel or more.")
 
     @property
     def named(self) -> tuple[str, ...]:
         """See `Guidance`."""
         return (self.stage,)
+
+
+@dataclass(frozen=True)
+class SMIC(OneMask):
+    """Saliency-modulated image classification (Flores et al. 2019): a branch of two convolutions over the saliency map
+    makes one mask, and F * (S + 1) is passed on at one stage."""
+
+    reads_maps: ClassVar[bool] = True
 
     def guide(self, backbone: Backbone) -> Guide:
         """See `Guidance`."""
@@ -47,20 +53,9 @@ class SMIC(Guidance):
 
 
 @dataclass(frozen=True)
-class HSM(Guidance):
+class HSM(OneMask):
     """Hallucinated saliency maps (Figueroa-Flores et al. 2020): SMIC's modulation, but the mask is learnt from the
-    image, by a branch of four convolutions. width: of the branch."""
-
-    stage: str = THREE[1]
-    width: int = 32
-
-    def __post_init__(self) -> None:
-        _check_width(self.width)
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """See `Guidance`."""
-        return (self.stage,)
+    image, by a branch of four convolutions."""
 
     def guide(self, backbone: Backbone) -> Guide:
         """See `Guidance`."""
@@ -150,8 +145,3 @@ def widened(weights: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
         return torch.cat([value, torch.zeros_like(value)], dim=1) if one_channel else value
 
     return {name: fit(name, value) for name, value in weights.items()}
-
-
-def _check_width(width: int) -> None:
-    if width < 1:
-        raise ConfigError(f"width {width}: expected one channel or more.")

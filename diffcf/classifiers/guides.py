@@ -120,24 +120,33 @@ class Unguided(Guidance):
 
 
 @dataclass(frozen=True)
-class Dropout(Guidance):
-    """Features are dropped at random where ACAT has its masks (section 4.7): is ACAT more than a regularisation?
-
-    p: share that is dropped, in training only; the rest is divided by 1 - p.
-    """
+class Staged(Guidance):
+    """A guidance at several stages, all that it names."""
 
     stages: tuple[str, ...] = THREE
-    p: float = 0.2
 
     def __post_init__(self) -> None:
         check_stages(self.stages)
-        if not 0 < self.p < 1:
-            raise ConfigError(f"p {self.p}: expected a share above 0 and below 1.")
 
     @property
     def named(self) -> tuple[str, ...]:
         """See `Guidance`."""
         return tuple(self.stages)
+
+
+@dataclass(frozen=True)
+class Dropout(Staged):
+    """Features are dropped at random where ACAT has its masks (section 4.7): is ACAT more than a regularisation?
+
+    p: share that is dropped, in training only; the rest is divided by 1 - p.
+    """
+
+    p: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.p < 1:
+            raise ConfigError(f"p {self.p}: expected a share above 0 and below 1.")
 
     def guide(self, backbone: Backbone) -> Guide:
         """See `Guidance`."""
@@ -157,18 +166,8 @@ class DropoutGuide(Guide):
 
 
 @dataclass(frozen=True)
-class SpatialAttention(Guidance):
+class SpatialAttention(Staged):
     """SpAtt of paper 003: ACAT's masks, but of the image's own features at each stage; nothing is fused."""
-
-    stages: tuple[str, ...] = THREE
-
-    def __post_init__(self) -> None:
-        check_stages(self.stages)
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """See `Guidance`."""
-        return tuple(self.stages)
 
     def guide(self, backbone: Backbone) -> Guide:
         """See `Guidance`."""
@@ -188,7 +187,7 @@ class SpatialAttentionGuide(Guide):
 
 
 @dataclass(frozen=True)
-class SelfAttention(Guidance):
+class SelfAttention(Staged):
     """SeAtt of paper 003: the self-attention of SAGAN (Zhang et al. 2019, Eq. 1-4) after each stage.
 
     In the paper after the third and fifth convolution of the multi-task network and the third and fourth block of a
@@ -196,14 +195,6 @@ class SelfAttention(Guidance):
     """
 
     stages: tuple[str, ...] = THREE[1:]
-
-    def __post_init__(self) -> None:
-        check_stages(self.stages)
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """See `Guidance`."""
-        return tuple(self.stages)
 
     def guide(self, backbone: Backbone) -> Guide:
         """See `Guidance`."""

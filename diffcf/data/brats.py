@@ -36,6 +36,7 @@ from diffcf.errors import ConfigError, ScanError
 from diffcf.folders import whole_folder
 from diffcf.scans import read_scan, write_nifti
 from diffcf.scans.grid import spacing_of, world
+from diffcf.scans.prepare import even_places
 from diffcf.types import Provenance, Scan
 
 Modality = Literal["flair", "t1", "t1ce", "t2"]
@@ -176,7 +177,7 @@ def _spread(slices: np.ndarray, count: int) -> list[int]:
     """The middles of `count` equal parts; all where there are no more, or for 0."""
     if count == 0 or len(slices) <= count:
         return slices.tolist()
-    return [int(slices[(2 * k + 1) * len(slices) // (2 * count)]) for k in range(count)]
+    return slices[list(even_places(len(slices), count))].tolist()
 
 
 def write_brats(

@@ -12,6 +12,7 @@ import numpy as np
 
 from diffcf.data.manifest import SPLITS, Manifest
 from diffcf.errors import ConfigError, DiffcfError, ScanError
+from diffcf.scans.prepare import even_places
 from diffcf.types import Scan
 
 SKIPPED = "skipped.txt"
@@ -66,7 +67,7 @@ def even_slices(scan: Scan, count: int) -> str:
         raise ScanError(
             f"{scan.provenance.path}: {depth} slice(s), fewer than the {count} that are asked for; lower --slices."
         )
-    return ",".join(str((2 * k + 1) * depth // (2 * count)) for k in range(count))
+    return ",".join(map(str, even_places(depth, count)))
 
 
 def write_picture(levels: np.ndarray, path: Path) -> Path:

@@ -248,6 +248,11 @@ def _checked_centre(centre: Sequence[float], shape: tuple[int, int]) -> tuple[fl
     return (float(centre[0]), float(centre[1]))
 
 
+def even_places(depth: int, count: int) -> tuple[int, ...]:
+    """Indices of `count` slices evenly spaced over `depth`: the middles of as many equal parts."""
+    return tuple((2 * k + 1) * depth // (2 * count) for k in range(count))
+
+
 def _slices(
     scan: Scan, preparation: Preparation, asked: SliceSelection | Sequence[int] | None, around: float | None
 ) -> tuple[int, ...]:
@@ -259,7 +264,7 @@ def _slices(
         )
     if asked is None:
         if around is None:
-            return tuple((2 * k + 1) * depth // (2 * count) for k in range(count))
+            return even_places(depth, count)
         first = min(max(math.floor(around - (count - 1) / 2 + 0.5), 0), depth - count)
         return tuple(range(first, first + count))
     selection = asked if isinstance(asked, SliceSelection) else SliceSelection(indices=tuple(asked))

@@ -1,0 +1,34 @@
+"""configs/acat: every file is a run whose networks can be built, alone or over another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from jsonargparse import auto_cli
+
+from diffcf.cards import ClassifierCard
+from diffcf.classifiers.guided import GuidedClassifier
+
+ROOT = Path(__file__).parents[2]
+RUNS = sorted((ROOT / "configs" / "acat").glob("*.yaml"))
+METHODS = sorted((ROOT / "configs" / "acat" / "methods").glob("*.yaml"))
+LIDC = ROOT / "configs" / "acat" / "lidc_background.yaml"
+
+
+@pytest.mark.parametrize(
+    "paths", [*([path] for path in RUNS), *([LIDC, path] for path in METHODS)], ids=lambda paths: paths[-1].stem
+)
+def test_configs_are_valid_and_their_networks_can_be_built(script, paths: list[Path]) -> None:
+    given = [word for path in paths for word in ("--config", str(path))]
+    config = auto_cli(script.Config, as_positional=False, args=given)
+    assert config.data
+    assert (config.name == "acat") == (len(paths) == 1)
+    card = ClassifierCard(**{name: getattr(config, name) for name in script.OF_CARD})
+    model = GuidedClassifier(card, config.guidance).eval()
+    size = config.preparation.size
+    image = torch.zeros(1, config.preparation.slices, 1, size, size)
+    if size <= 128:
+        with torch.no_grad():
+            assert model(image, image if config.guidance.reads_maps else None).shape == (1, len(config.classes))
