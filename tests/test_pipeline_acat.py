@@ -138,8 +138,7 @@ def test_two_processes_train_what_one_does(trained) -> None:
     launch("acat", given, folder / "two", folder / "runs" / "tiny" / "data" / "manifest.csv", 2)
     state = load_file(folder / "two" / "acat" / "classifier" / "model.safetensors")
     assert all(value.isfinite().all() for value in state.values())
-    once, shared = ({path.name for path in Path(parent, "maps").iterdir()} for parent in (RUNS[0], folder / "two"))
-    assert len(once) == len(shared)
+    assert len(list((folder / "two" / "maps").iterdir())) == 80  # of training and validation, each once
     for part in ("baseline", "acat"):
         first, second = (losses(Path(parent, part))[0] for parent in (RUNS[0], folder / "two"))
         assert first == pytest.approx(second, rel=0.2)  # each process sees its half of the batch

@@ -145,8 +145,6 @@ def fit_generator(setting: Setting) -> Path:
     fit_autoencoder(
         accelerator, setting.train, setting.val, config.autoencoder, card, out, seed=config.seed, settings=said
     )
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
     return out / "generator"
 
 
@@ -194,7 +192,9 @@ def main(config: Config) -> dict[str, float]:
 
     said = setting.depends_on(*OF_CLASSIFIER, *OF_METHOD)
     out = config.out / config.name
-    return fit_classifier(model, *parts, config.finetune, setting.recipe, out=out, settings=said, write=write)
+    figures = fit_classifier(model, *parts, config.finetune, setting.recipe, out=out, settings=said, write=write)
+    Accelerator().end_training()  # only now: it ends the group of processes that all stages share
+    return figures
 
 
 if __name__ == "__main__":

@@ -131,7 +131,4 @@ def fit_classifier(
         return {key: figures[key] for key in ("accuracy", "auc")}
 
     loss = ClassificationLoss(model, weights)
-    figures = loop.train(accelerator, run, loss, stage, name=out.name, inputs=inputs, validate=validate)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return figures
+    return loop.train(accelerator, run, loss, stage, name=out.name, inputs=inputs, validate=validate)

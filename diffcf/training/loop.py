@@ -135,4 +135,7 @@ def train(
                 console.print(f"step {done}: loss {mean:.4g}, {said}")
             if (done % config.save_every == 0 or done == config.steps) and accelerator.is_main_process:
                 run.save(done)
+    for tracker in accelerator.trackers:  # what init_trackers opened; a script may train several networks
+        tracker.finish()
+    accelerator.wait_for_everyone()
     return figures
