@@ -47,6 +47,11 @@ CHIEF = {  # of scripts with more columns than a page can show
         "method", "n", "runs", "dice", "dice_gain", "dice_smoothed", "iou", "class_averaged_dice", "class_averaged_iou",
         "pointing", "pointing_gain", "hits", "hits_gain", "hits_small", "hits_small_gain", "hits_smoothed", "chance",
     ),
+    "throughput": (
+        "method", "parameters", "throughput", "throughput_ratio", "matrix_share", "memory_mb", "gflop", "share_inputs",
+        "share_forward", "share_backward", "share_clip", "share_optimiser", "share_average", "share_log", "seconds",
+        "images", "denoising", "psnr_random",
+    ),
 }  # fmt: skip
 
 

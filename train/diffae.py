@@ -22,14 +22,14 @@ from torch import Tensor
 from diffcf.cards import GeneratorCard, Preparation, Sampling
 from diffcf.data.dataset import ScanDataset, SliceDataset
 from diffcf.data.manifest import Manifest
-from diffcf.data.views import KINDS, Views, view
+from diffcf.data.views import Views
 from diffcf.errors import ConfigError
 from diffcf.generators.diffae import DiffusionAutoencoder
 from diffcf.generators.generator import SliceWise, load_generator, save_generator
 from diffcf.training import loop
 from diffcf.training.command import command_line, run_script
-from diffcf.training.diffusion import DiffusionLoss, judge_reconstruction, picture_grid
-from diffcf.training.keyed import Order, noise_for, timesteps_for, turns_for
+from diffcf.training.diffusion import DiffusionLoss, drawn, judge_reconstruction, picture_grid
+from diffcf.training.keyed import Order
 from diffcf.training.run import Run, settings
 from diffcf.trust import FEWEST_HELD_OUT, fit_trust
 
@@ -48,6 +48,7 @@ class Config:
         model: arguments of DiffusionAutoencoder beside the size.
         sampling: how reconstructions are judged, and what the card tells others to use.
         loss: l1, the paper's norm, or l2.
+        min_snr: gamma of the min-SNR weighting of timesteps (Hang et al. 2023 take 5), with l2; null weighs all alike.
         views: what is as likely as the image itself: none, mirror (left-right), square (all eight turns).
         steps: optimiser steps of the whole run.
         batch: slices a step, over all processes.
@@ -57,6 +58,7 @@ class Config:
         clip: largest norm of the gradient.
         ema: decay of the averaged weights, reached gradually.
         precision: "bf16" computes passes in bfloat16; weights stay in single precision.
+        channels_last: memory layout of weights and images. It pays where convolutions prefer it: measure it.
         compile: torch.compile the loss.
         half: store the generator's weights in half precision.
         validate_every, save_every: steps. val_images: slices watched.
@@ -70,6 +72,7 @@ class Config:
     model: dict[str, Any] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=Sampling)
     loss: Literal["l1", "l2"] = "l1"
+    min_snr: float | None = None
     views: Views = "mirror"
     steps: int = 20_000
     batch: int = 64
@@ -80,6 +83,7 @@ class Config:
     clip: float = 1.0
     ema: float = 0.999
     precision: Literal["no", "bf16"] = "no"
+    channels_last: bool = False
     compile: bool = False
     half: bool = False
     validate_every: int = 500
@@ -112,17 +116,16 @@ def main(config: Config) -> dict[str, float]:
     command = command_line(__file__, "accelerate launch")
     about = {"data": config.data, "terms": config.terms, "command": command, "seed": config.seed}
     card = GeneratorCard(config.preparation, config.sampling, "trust.safetensors" if judged else None, about)
-    model.to(device)  # pyright: ignore[reportArgumentType]
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model.to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]
     adam = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
     run = Run(config.out / "checkpoints", model, adam, config.ema, settings(config, FREE))
     order = Order(len(train), config.batch, config.seed)
 
     def inputs(step: int) -> tuple[Tensor, ...]:
         positions = order.at(step, rank, world)
-        index = train.indices[positions].tolist()
-        image = view(train.images[positions], turns_for(index, config.seed, step, KINDS[config.views])).to(device)
-        noise = noise_for(index, image.shape[1:], config.seed, step).to(device)
-        return image, timesteps_for(index, model.schedule.timesteps, config.seed, step).to(device), noise
+        given = drawn(train, positions, config.views, model.schedule.timesteps, config.seed, step)
+        return loop.to_device(given, device)
 
     def validate(averaged: DiffusionAutoencoder, done: int) -> dict[str, float]:
         made = judge_reconstruction(averaged, card, shown)
@@ -131,10 +134,9 @@ def main(config: Config) -> dict[str, float]:
         save_generator(averaged, card, config.out / "generator", half=config.half)
         return made.figures
 
-    loss = DiffusionLoss(model, config.loss)
-    figures = loop.train(
-        accelerator, run, loss, config, name="diffae", inputs=inputs, validate=validate, compile=config.compile
-    )
+    loss = DiffusionLoss(model, config.loss, config.min_snr)
+    how = {"compile": config.compile, "ahead": device.type == "cuda"}  # on a CPU no core is free for it
+    figures = loop.train(accelerator, run, loss, config, name="diffae", inputs=inputs, validate=validate, **how)
     if accelerator.is_main_process and judged:
         lifted = SliceWise(load_generator(config.out / "generator"))
         fit_trust(lifted.to(device), scans["train"].images, scans["val"].images).save(config.out / "generator")

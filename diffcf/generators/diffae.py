@@ -6,8 +6,8 @@ residual block through its scale and shift, a spatial code is laid over the inpu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, Self
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -109,8 +109,16 @@ class DiffusionAutoencoder(ModelMixin, ConfigMixin):
 
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at timesteps t "b", shaped "b 1 1 1" in the dtype and device of `like`."""
-        alpha, sigma = (rearrange(v[t.cpu()], "b -> b 1 1 1").to(like) for v in self._levels)
+        alpha, sigma = (rearrange(v[t.to(v.device)], "b -> b 1 1 1").to(like) for v in self._levels)
         return alpha, sigma
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Whatever moves the weights to a GPU takes the noise levels along: a look at the host's would wait for it."""
+        super()._apply(fn, recurse)
+        device = self.unet.conv_in.weight.device
+        if device.type in ("cpu", "cuda"):  # others may have no double precision
+            self._levels = tuple(level.to(device) for level in self._levels)
+        return self
 
     def noise(self, x: Tensor, t: Tensor, semantic: Tensor) -> Tensor:
         """The predicted noise eps, whatever the network predicts."""

@@ -47,12 +47,14 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> None:
-    """Put back what `optimiser_tensors` gave."""
+    """Put back what `optimiser_tensors` gave, in the memory layout of the parameters: fused steps rely on it."""
     for name, value in named.items():
         g, p, key = name.split(".", 2)
         group = optimiser.param_groups[int(g)]
         parameter = group["params"][int(p)]
         on_device = key != "step" or group.get("fused") or group.get("capturable")  # where torch keeps its counter
+        if key != "step" and value.shape == parameter.shape:
+            value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         optimiser.state[parameter][key] = value.to(parameter.device) if on_device else value
 
 

@@ -10,9 +10,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from diffcf.cards import GeneratorCard
+from diffcf.data.dataset import SliceDataset
+from diffcf.data.views import KINDS, Views, view
+from diffcf.errors import ConfigError
 from diffcf.generators.diffae import DiffusionAutoencoder
 from diffcf.generators.generator import DiffusionGenerator
 from diffcf.metrics.images import psnr, ssim
+from diffcf.training.keyed import noise_for, timesteps_for, turns_for
 from diffcf.types import Code
 
 
@@ -20,13 +24,21 @@ class DiffusionLoss(nn.Module):
     """E || target - D_theta(x_t, t, E_phi(x_0)) ||, encoder and denoiser together (paper 004, section 2.1).
 
     The target is eps where the network predicts epsilon, as in the paper, and alpha_t eps - sigma_t x_0 where it
-    predicts v. norm: "l1", the paper's, or "l2".
+    predicts v. norm: "l1", the paper's, or "l2". min_snr: weigh timesteps by `min_snr_weight` with this gamma; None
+    weighs all alike.
+
+    Errors: ConfigError for min_snr with l1, of whose errors it is no weight, or not above 0.
     """
 
-    def __init__(self, model: DiffusionAutoencoder, norm: Literal["l1", "l2"] = "l1") -> None:
+    def __init__(
+        self, model: DiffusionAutoencoder, norm: Literal["l1", "l2"] = "l1", min_snr: float | None = None
+    ) -> None:
         super().__init__()
+        if min_snr is not None and (norm != "l2" or min_snr <= 0):
+            raise ConfigError(f"min_snr {min_snr} with loss {norm!r}: expected a gamma above 0, with l2; or null.")
         self.model = model
         self.norm = norm
+        self.min_snr = min_snr
 
     def forward(self, image: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Scalar: the mean over images "b c h w" in [-1, 1] at timesteps t "b" with noise like the images."""
@@ -35,7 +47,32 @@ class DiffusionLoss(nn.Module):
         config: Any = self.model.config
         target = noise if config.prediction == "epsilon" else alpha * noise - sigma * image
         difference = (self.model(noisy, t, self.model.encode_semantic(image)) - target).float()
-        return (difference.abs() if self.norm == "l1" else difference.square()).mean()
+        error = difference.abs() if self.norm == "l1" else difference.square()
+        if self.min_snr is not None:
+            error = error * min_snr_weight(alpha, sigma, self.min_snr, config.prediction)
+        return error.mean()
+
+
+def min_snr_weight(alpha: Tensor, sigma: Tensor, gamma: float, prediction: Literal["epsilon", "v"]) -> Tensor:
+    """Weight of squared errors at noise levels of any shape (Hang et al. 2023, section 3.4), for snr = alpha^2/sigma^2.
+
+    Of x_0 it is min(snr, gamma); an error of epsilon is snr times, one of v snr + 1 times as large as one of x_0, so
+    of these it is min(snr, gamma) / snr = min(1, gamma sigma^2 / alpha^2) and min(snr, gamma) / (snr + 1) =
+    min(alpha^2, gamma sigma^2), as alpha^2 + sigma^2 = 1.
+    """
+    if prediction == "epsilon":
+        return (gamma * (sigma / alpha).square()).clamp(max=1)
+    return torch.minimum(alpha.square(), gamma * sigma.square())
+
+
+def drawn(
+    slices: SliceDataset, positions: Tensor, views: Views, timesteps: int, seed: int, step: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `DiffusionLoss` takes, at a step 0, 1, ... of a run: some view of the slices at `positions`, a timestep of
+    each below `timesteps`, and noise."""
+    index = slices.indices[positions].tolist()
+    image = view(slices.images[positions], turns_for(index, seed, step, KINDS[views]))
+    return image, timesteps_for(index, timesteps, seed, step), noise_for(index, image.shape[1:], seed, step)
 
 
 @dataclass(frozen=True)

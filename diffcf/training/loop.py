@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,12 +13,13 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
 
 from diffcf.errors import ConfigError
 from diffcf.training.run import Plan, Run
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+LOOK = 10  # steps between two looks at the loss
 
 
 class Pace(Protocol):
@@ -81,6 +83,83 @@ class Stage:
     save_every: int = 250
 
 
+class Readings:
+    """Loss and norm of the gradient of every step: kept where they were made, looked at and logged several at once.
+
+    A look makes the host wait for the device, and the processes for each other.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.kept: list[tuple[int, float, Tensor]] = []
+
+    def keep(self, done: int, rate: float, reading: Tensor) -> None:
+        """What `step` gave at the step after which so many are done, and its learning rate."""
+        self.kept.append((done, rate, reading))
+
+    def look(self) -> float:
+        """Log all that was kept; returns the last loss, the mean over processes. Every process looks at once.
+
+        Errors: ConfigError where a loss is not finite, or a gradient, after which no weight is.
+        """
+        loss = math.nan
+        together: Any = self.accelerator.reduce(torch.stack([reading for _, _, reading in self.kept]), "mean")
+        for (done, rate, _), (loss, norm) in zip(self.kept, together.tolist(), strict=True):
+            if not math.isfinite(loss + norm):
+                raise ConfigError(
+                    f"the loss is {loss} at step {done}, the norm of its gradient {norm}; expected finite numbers: "
+                    "lower the learning rate or use precision 'no'."
+                )
+            self.accelerator.log({"loss": loss, "learning_rate": rate}, step=done)
+        self.kept = []
+        return loss
+
+
+def step(
+    accelerator: Accelerator,
+    run: Run,
+    module: Callable[..., Tensor],
+    optimiser: torch.optim.Optimizer,
+    given: tuple[Any, ...],
+    clip: float,
+    mark: Callable[[str], None] = lambda part: None,
+) -> Tensor:
+    """One step of the weights and their average; returns the loss of `given` and the norm of its gradient, "2".
+
+    module, optimiser: the loss and the run's optimiser as the accelerator prepared them. mark: told the name of each
+    part when the host is done with it, for a profile.
+    """
+    value = module(*given)
+    mark("forward")
+    accelerator.backward(value)
+    mark("backward")
+    norm: Any = accelerator.clip_grad_norm_(run.weights, clip)
+    mark("clip")
+    optimiser.step()
+    optimiser.zero_grad()
+    mark("optimiser")
+    run.ema.step(run.weights)
+    mark("average")
+    return torch.stack([value.detach().float(), norm.float()])
+
+
+def to_device(tensors: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """On `device`; to a CUDA device from pinned memory, so that the host need not wait for the copy."""
+    if device.type != "cuda":
+        return tuple(tensor.to(device) for tensor in tensors)
+    return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
+
+
+def made_ahead(inputs: Callable[[int], tuple[Any, ...]], steps: range) -> Iterator[tuple[Any, ...]]:
+    """The inputs of each of `steps`, made in a thread while the caller is busy with those before."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(inputs, step) for step in steps[:1]]
+        for step in steps:
+            given = waiting.pop().result()
+            waiting += [pool.submit(inputs, following) for following in steps[step + 1 - steps.start :][:1]]
+            yield given
+
+
 def train(
     accelerator: Accelerator,
     run: Run,
@@ -91,14 +170,18 @@ def train(
     inputs: Callable[[int], tuple[Any, ...]],
     validate: Callable[[Any, int], dict[str, float]],
     compile: bool = False,
+    ahead: bool = False,
 ) -> dict[str, float]:
     """Train `run.model` to `config.steps`, from its newest checkpoint on; returns the last validation's figures.
 
     loss: gives a scalar from this process's `inputs` of a step (0, 1, ...), on the accelerator's device. validate:
     called in the main process alone with the averaged weights, a module like `run.model`, and the steps done; writes
-    what is to be kept. compile: torch.compile the loss.
+    what is to be kept. compile: torch.compile the loss. ahead: make the inputs of a step in a thread while the one
+    before is computed; they must be the same whenever they are made.
 
-    Errors: ConfigError for a loss that is not finite; those of `Run.resume`.
+    The loss is looked at every `LOOK` steps, and before anything is written: weights that are not finite never are.
+
+    Errors: ConfigError for a loss or a gradient that is not finite; those of `Run.resume`.
     """
     console = Console(quiet=not accelerator.is_main_process)
     averaged = copy.deepcopy(run.model)
@@ -108,32 +191,27 @@ def train(
         console.print(f"resumed at step {start}")
     module, optimiser = accelerator.prepare(torch.compile(loss) if compile else loss, run.optimiser)
     accelerator.init_trackers("logs")
+    readings, mean = Readings(accelerator), math.nan
     figures: dict[str, float] = {}
+    steps = range(start, config.steps)
     with Progress(*COLUMNS, console=console, disable=not accelerator.is_main_process) as progress:
         task = progress.add_task(name, total=config.steps, completed=start)
-        for step in range(start, config.steps):
-            given = inputs(step)
-            rate = plan.apply(run.optimiser, step)
-            value = module(*given)
-            accelerator.backward(value)
-            accelerator.clip_grad_norm_(run.weights, config.clip)
-            optimiser.step()
-            optimiser.zero_grad()
-            run.ema.step(run.weights)
-            done = step + 1
-            mean = float(accelerator.reduce(value.detach(), "mean"))  # type: ignore[arg-type]
-            if not math.isfinite(mean):
-                raise ConfigError(f"the loss is {mean} at step {done}; lower the learning rate or use precision 'no'.")
-            accelerator.log({"loss": mean, "learning_rate": rate}, step=done)
+        for done, given in enumerate(made_ahead(inputs, steps) if ahead else map(inputs, steps), start + 1):
+            rate = plan.apply(run.optimiser, done - 1)
+            readings.keep(done, rate, step(accelerator, run, module, optimiser, given, config.clip))
+            last = done == config.steps
+            validates, saves = (last or done % every == 0 for every in (config.validate_every, config.save_every))
+            if validates or saves or done % LOOK == 0:
+                mean = readings.look()
             speed = (progress.tasks[0].speed or 0) * config.batch
             progress.update(task, advance=1, description=f"{name}: loss {mean:.4g}, {speed:.0f} images/s")
-            if (done % config.validate_every == 0 or done == config.steps) and accelerator.is_main_process:
+            if validates and accelerator.is_main_process:
                 run.ema.copy_to(averaged.parameters())
                 figures = validate(averaged, done)
                 accelerator.log(figures, step=done)
                 said = ", ".join(f"{key} {number:.3f}" for key, number in figures.items())
                 console.print(f"step {done}: loss {mean:.4g}, {said}")
-            if (done % config.save_every == 0 or done == config.steps) and accelerator.is_main_process:
+            if saves and accelerator.is_main_process:
                 run.save(done)
     for tracker in accelerator.trackers:  # what init_trackers opened; a script may train several networks
         tracker.finish()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers.training_utils import EMAModel
-from torch import nn
+from torch import Tensor, nn
 
 from diffcf.errors import ConfigError
 from diffcf.training.checkpoint import (
@@ -65,17 +65,37 @@ def _said(value: Any) -> Any:
     return [_said(one) for one in value] if isinstance(value, list | tuple) else value
 
 
+class Memory(Protocol):
+    """What a loss keeps from step to step."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by names."""
+        ...
+
+    def restore(self, named: Mapping[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        ...
+
+
 class Run:
     """Network, optimiser and averaged weights of a run, saved to and resumed from `folder`.
 
     model: on its device already. decay: of the averaged weights, reached gradually. settings: what must be the same
-    when the run is resumed; anything that JSON holds.
+    when the run is resumed; anything that JSON holds. memory: of the loss, the same in every process; None: it keeps
+    nothing.
     """
 
     def __init__(
-        self, folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, decay: float, settings: dict[str, Any]
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        decay: float,
+        settings: dict[str, Any],
+        memory: Memory | None = None,
     ) -> None:
         self.folder, self.model, self.optimiser, self.settings = folder, model, optimiser, settings
+        self.memory = memory
         self.weights = list(model.parameters())
         self.ema = EMAModel(self.weights, decay=decay, foreach=True)
 
@@ -96,8 +116,11 @@ class Run:
         self.model.load_state_dict(split_names(last.tensors, "model"))
         restore_optimiser(self.optimiser, split_names(last.tensors, "optimiser"))
         shadow = split_names(last.tensors, "ema")
-        self.ema.shadow_params = [shadow[str(i)].to(weight.device) for i, weight in enumerate(self.weights)]
+        for i, average in enumerate(self.ema.shadow_params):
+            average.copy_(shadow[str(i)])
         self.ema.optimization_step = last.step
+        if self.memory is not None:
+            self.memory.restore(split_names(last.tensors, "memory"))
         return last.step
 
     def save(self, step: int) -> None:
@@ -106,5 +129,6 @@ class Run:
             "model": self.model.state_dict(),
             "optimiser": optimiser_tensors(self.optimiser),
             "ema": {str(i): weight for i, weight in enumerate(self.ema.shadow_params)},
+            "memory": {} if self.memory is None else self.memory.tensors(),
         }
         save_checkpoint(self.folder, Checkpoint(step, join_names(**parts), {"config": self.settings}))

@@ -60,11 +60,13 @@ def test_a_generator_is_trained_and_written(script, manifest, tmp_path, capsys) 
     assert "step 24: loss" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("cut", [12, 7])  # an epoch has 15 steps (60 scans of 2 slices, batches of 8): both mid-epoch
-def test_a_cut_run_resumes_bit_for_bit(script, manifest, tmp_path, cut: int) -> None:
-    def run(out: str, steps: int, **changes) -> None:
+# An epoch has 15 steps (60 scans of 2 slices, batches of 8): both are cut in its middle.
+@pytest.mark.parametrize(("cut", "channels_last"), [(12, False), (7, True)])
+def test_a_cut_run_resumes_bit_for_bit(script, manifest, tmp_path, cut: int, channels_last: bool) -> None:
+    def run(out: str, steps: int) -> None:
         # Without a cooldown the learning rate does not depend on the end of the run.
-        script.main(configure(script, manifest, tmp_path / out, cooldown=0.0, steps=steps, **changes))
+        changes = {"cooldown": 0.0, "steps": steps, "channels_last": channels_last}
+        script.main(configure(script, manifest, tmp_path / out, **changes))
 
     run("whole", 24)
     run("cut", cut)
@@ -91,6 +93,19 @@ def test_too_few_held_out_scans_give_no_trust_statistics(script, tmp_path, capsy
 def test_a_diverged_run_stops(script, manifest, tmp_path) -> None:
     with pytest.raises(ConfigError, match="the loss is nan"):
         script.main(configure(script, manifest, tmp_path / "run", learning_rate=1e30, warmup=0, clip=1e30))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run" / "generator").exists()
+
+
+def test_weighted_timesteps_in_channels_last_train_what_is_written_as_ever(script, manifest, tmp_path) -> None:
+    plain, last = ({"loss": "l2", "min_snr": 5.0, "steps": 6, "channels_last": layout} for layout in (False, True))
+    script.main(configure(script, manifest, tmp_path / "plain", **plain))
+    script.main(configure(script, manifest, tmp_path / "last", **last))
+    torch.testing.assert_close(losses(tmp_path / "plain"), losses(tmp_path / "last"), rtol=0, atol=1e-4)
+    one, other = weights(tmp_path / "plain", 6), weights(tmp_path / "last", 6)
+    assert {name: value.stride() for name, value in one.items()} == {n: value.stride() for n, value in other.items()}
+    script.main(configure(script, manifest, tmp_path / "all alike", **{**plain, "min_snr": None}))
+    assert losses(tmp_path / "all alike")[0] > losses(tmp_path / "plain")[0]
 
 
 def test_an_unknown_argument_of_the_network_is_named(script, manifest, tmp_path) -> None:
@@ -134,3 +149,16 @@ def test_a_compiled_loss_trains_as_the_plain_one(script, manifest, tmp_path) -> 
     plain, compiled = weights(tmp_path / "plain", 6), weights(tmp_path / "compiled", 6)
     assert plain.keys() == compiled.keys()
     torch.testing.assert_close(losses(tmp_path / "plain"), losses(tmp_path / "compiled"), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_compiled_loss_trains_in_two_processes_and_resumes_exactly(manifest, tmp_path) -> None:
+    tiny, how = ROOT / "configs" / "tiny" / "diffae.yaml", {"compile": "true", "cooldown": 0, "save_every": 4}
+    launch("diffae", tiny, tmp_path / "one", manifest, 1, cooldown=0, steps=8)
+    launch("diffae", tiny, tmp_path / "two", manifest, 2, **how, steps=8)
+    torch.testing.assert_close(losses(tmp_path / "one"), losses(tmp_path / "two"), rtol=0, atol=1e-4)
+    launch("diffae", tiny, tmp_path / "cut", manifest, 2, **how, steps=4)
+    launch("diffae", tiny, tmp_path / "cut", manifest, 2, **how, steps=8)
+    whole, resumed = weights(tmp_path / "two", 8), weights(tmp_path / "cut", 8)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)

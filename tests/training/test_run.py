@@ -16,9 +16,10 @@ from diffcf.training.checkpoint import TENSORS, newest_checkpoint
 from diffcf.training.run import Plan, Run, settings
 
 
-def a_run(folder: Path, optimiser: str = "adamw", **changes) -> Run:
+def a_run(folder: Path, optimiser: str = "adamw", layout=torch.contiguous_format, **changes) -> Run:
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    first = nn.Conv2d(3, 4, (2, 2)), nn.BatchNorm2d(4), nn.Flatten()
+    model = nn.Sequential(*first, nn.Linear(16, 1)).to(memory_format=layout)
     adam = {
         "adamw": lambda: torch.optim.AdamW(model.parameters(), lr=0.01),
         "fused": lambda: torch.optim.AdamW(model.parameters(), lr=0.01, fused=True),
@@ -29,27 +30,41 @@ def a_run(folder: Path, optimiser: str = "adamw", **changes) -> Run:
 
 def train(run: Run, steps: range) -> None:
     for step in steps:
-        batch = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+        batch = torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(step))
         run.model(batch).square().mean().backward()
         run.optimiser.step()
         run.optimiser.zero_grad()
         run.ema.step(run.weights)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
 @pytest.mark.parametrize("optimiser", ["adamw", "fused", "sgd"])
-def test_resumed_equals_uncut(tmp_path, optimiser: str) -> None:
-    uncut = a_run(tmp_path / "a", optimiser)
+def test_resumed_equals_uncut(tmp_path, optimiser: str, layout: torch.memory_format) -> None:
+    uncut = a_run(tmp_path / "a", optimiser, layout)
     train(uncut, range(10))
-    first = a_run(tmp_path / "b", optimiser)
+    first = a_run(tmp_path / "b", optimiser, layout)
     train(first, range(6))
     first.save(6)
-    second = a_run(tmp_path / "b", optimiser)
+    second = a_run(tmp_path / "b", optimiser, layout)
     assert second.resume() == 6
     train(second, range(6, 10))
     for name, value in uncut.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
     for ours, theirs in zip(uncut.ema.shadow_params, second.ema.shadow_params, strict=True):
         assert torch.equal(ours, theirs)
+        assert ours.stride() == theirs.stride()
+
+
+def test_averaged_weights_are_those_of_the_formula(tmp_path) -> None:
+    """a <- d a + (1 - d) w with d = min(decay, (1 + s) / (10 + s)) at step s = 1, 2, ...; at step 0 they are w."""
+    run = a_run(tmp_path)
+    expected = [weight.detach().double() for weight in run.weights]
+    for step in range(20):
+        train(run, range(step, step + 1))
+        decay = min(0.9, (1 + step) / (10 + step)) if step else 0.0
+        expected = [decay * a + (1 - decay) * w.detach().double() for a, w in zip(expected, run.weights, strict=True)]
+    for ours, plain in zip(run.ema.shadow_params, expected, strict=True):
+        torch.testing.assert_close(ours.double(), plain, rtol=0, atol=1e-6)
 
 
 def test_a_run_starts_at_0_and_keeps_two_checkpoints(tmp_path) -> None:
