@@ -23,7 +23,7 @@ from torch import Tensor
 from diffcf.alignment import cdep, icnn  # noqa: F401  (a config names their methods)
 from diffcf.alignment.attributes import AttributeSettings, Causes
 from diffcf.alignment.hierarchy import HierarchicalAlignment, hierarchy_of
-from diffcf.alignment.methods import CounterfactualAlignment, Method, TrainingLoss
+from diffcf.alignment.methods import Alternating, CounterfactualAlignment, Method, TrainingLoss
 from diffcf.alignment.monitor import Monitor
 from diffcf.alignment.regions import regions_of
 from diffcf.alignment.spaces import Latent, Pixels
@@ -57,7 +57,8 @@ class Config:
         manifests: CSV files; unlabelled rows are left out. maskless: rows without an expert's mask are refused, or left
             out. widen: pixels by which masks are widened to regions.
         classes, preparation, architecture, architecture_args, slice_mode: as in train/classifier.py.
-        method: what is added to the cross-entropy (`diffcf.alignment.methods`).
+        method: what is added to the cross-entropy (`diffcf.alignment.methods`). alternating: steps on the one and on
+            the other by turns, as in paper 000; null: both in every step, as in paper 001.
         attributes: which of the manifest's attributes a hierarchical classifier learns; null: none.
         generator: folder or bundled name; counterfactuals are then searched in its code. null: in pixels.
         shortcut: a mark painted on every training scan as its `correlation` says; null: none.
@@ -77,6 +78,7 @@ class Config:
     architecture_args: dict[str, Any] = field(default_factory=dict)
     slice_mode: Literal["channels", "average", "concatenate"] = "channels"
     method: Method = field(default_factory=CounterfactualAlignment)
+    alternating: Alternating | None = None
     attributes: AttributeSettings | None = None
     generator: str | None = None
     shortcut: Shortcut | None = None
@@ -146,7 +148,7 @@ def main(config: Config) -> dict[str, float]:
     method = config.method.fitted(space, train.images.to(device))
     loss = TrainingLoss(classifier, method.terms(classifier, space), weights)
     adam = torch.optim.AdamW(classifier.parameters(), lr=0.0, weight_decay=config.weight_decay)
-    run = Run(config.out / "checkpoints", classifier, adam, config.ema, settings(config, FREE))
+    run = Run(config.out / "checkpoints", classifier, adam, config.ema, settings(config, FREE), loss.terms.starts)
     order = Order(len(train), min(config.batch, len(train)), config.seed)
     monitor, best = Monitor(loss), config.out / "best.json"
     mark = config.shortcut
@@ -162,7 +164,9 @@ def main(config: Config) -> dict[str, float]:
         turned = view(region[positions], turns)
         monitor.take()
         rated = [None if part is None else part[positions].to(device) for part in (attributes, causes)]
-        return image.to(device), label.to(device), turned.to(device), step / config.steps, *rated
+        part = "both" if config.alternating is None else config.alternating.at(step)
+        scene = [one.to(device) for one in (image, label, turned)]
+        return *scene, step / config.steps, *rated, keys, turns, part
 
     @torch.no_grad()
     def validate(averaged: Any, done: int) -> dict[str, float]:

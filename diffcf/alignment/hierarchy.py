@@ -116,7 +116,8 @@ class HierarchicalAlignment(CounterfactualAlignment):
 
     What it takes over from `CounterfactualAlignment` is of the image: align_weight is λ_1 there, reason_weight λ_2, and
     `swapped` asks of the attributes, not of the label, that the outside of another image does not move them. The
-    averages of either term are over the scans that have one; a weight of 0 leaves its term out.
+    averages of either term are over the scans that have one; a weight of 0 leaves its term out. `warm` is of the search
+    for images, while the same class is looked for; that for attributes is over a few numbers, and begins anew.
 
     reasons: how counterfactual attributes are found. reason_space: where; "chance" is the paper's, with bounds, which
     `ProximalSteps` keeps exactly. towards: "found" attributes a* (Eq. 7), or "flipped", those that caused the label
@@ -155,29 +156,34 @@ class HierarchicalTerms(Terms):
         over = LogOdds() if method.reason_space == "log_odds" else Chances()
         self.reason = AlignmentLoss(decider, method.reasons, method.form, method.floor, over)
         self._perceived = torch.zeros(0)
+        self.starts = method.starts(self.image)
 
     def logits(self, classifier: nn.Module, image: Tensor) -> Tensor:
         """See `Terms`."""
         self._perceived = self.image.classifier(image)
         return self.reason.classifier(row_of(self._perceived.sigmoid()))
 
-    def forward(self, batch: Batch, progress: float) -> Tensor:
-        """See `Terms`. Errors: ConfigError for a batch without attributes."""
-        if batch.attributes is None or batch.causes is None:
-            raise ConfigError("hierarchical alignment needs the scans' attributes and which of them caused the label.")
-        method, ramp = self.method, self.method.ramp(progress)
-        rated = ~batch.attributes.isnan()
+    def taught(self, batch: Batch) -> Tensor:
+        """See `Terms`: the cross-entropy of the attributes. Errors: ConfigError for a batch without them."""
+        told, _ = experts_of(batch)
+        rated = ~told.isnan()
         wrong = F.binary_cross_entropy_with_logits(
-            self._perceived, batch.attributes.nan_to_num(), rated.to(self._perceived), reduction="sum"
+            self._perceived, told.nan_to_num(), rated.to(self._perceived), reduction="sum"
         ) / rated.sum().clamp(min=1)
-        total = method.attribute_weight * wrong
-        self.seen = {"attribute_loss": wrong.detach()}
+        self.seen["attribute_loss"] = wrong.detach()
+        return self.method.attribute_weight * wrong
+
+    def forward(self, batch: Batch, progress: float) -> Tensor:
+        """See `Terms`: what is aligned. Errors: ConfigError for a batch without attributes, or warm starts without its
+        keys."""
+        method, ramp = self.method, self.method.ramp(progress)
         few = method.few(batch)
+        _, causes = experts_of(few)
+        total = torch.zeros((), device=batch.image.device)
         attributes = self._perceived[: len(few.image)].detach().sigmoid().clamp(EDGE, 1 - EDGE)
         wanted = self._wanted(attributes)
         asked: Tensor | None = None
         if method.reason_weight or (method.align_weight and method.towards == "found"):
-            causes = batch.causes[: len(attributes)]
             found = self.reason(row_of(attributes), row_of(causes.to(attributes)), wanted)
             known = causes.any(1)
             self.seen |= {"reason_validity": found.valid.float().mean()}
@@ -201,7 +207,12 @@ class HierarchicalTerms(Terms):
         """L_align(θ1) of the part that is aligned, with the share of swapped outsides."""
         opened = self.image.space.at(few.image)
         problem = self.image.posed(opened.image, opened.start, lambda logits: logits, loss)
-        judged = self.image.judge(problem, opened, few.image, few.region)
+        start = None if self.starts is None else self.starts.of(*few.shown())
+        begun = self.image.begin(problem, opened, wanted, start)
+        judged = self.image.judge(problem, opened, few.image, few.region, begun)
+        if self.starts is not None:
+            self.starts.keep(*few.shown(), judged.change, wanted)
+            self.seen["warm"] = judged.warm.float().mean()
         with torch.no_grad(), evaluating(self.classifier):
             valid = self.classifier(judged.counterfactual).argmax(1) == wanted
         self.seen |= figures(judged) | {"validity": valid.float().mean()}
@@ -211,6 +222,13 @@ class HierarchicalTerms(Terms):
             self.seen["swapped"] = share.detach()
             penalty = penalty + self.method.swapped * share
         return penalty
+
+
+def experts_of(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Attributes and causes of a batch. Errors: ConfigError where it has none."""
+    if batch.attributes is None or batch.causes is None:
+        raise ConfigError("hierarchical alignment needs the scans' attributes and which of them caused the label.")
+    return batch.attributes, batch.causes
 
 
 def of_found(asked: Tensor, inner: Inner) -> Callable[[Tensor], Tensor]:
@@ -231,10 +249,9 @@ def of_found(asked: Tensor, inner: Inner) -> Callable[[Tensor], Tensor]:
 def of_flipped(batch: Batch, inner: Inner) -> Callable[[Tensor], Tensor]:
     """The loss "b" of log-odds "b p" towards the other value of the attributes that caused the label, and of no others
     (Eq. 4 of paper 000); 0 where no cause is known, so that nothing moves there."""
-    assert batch.attributes is not None
-    assert batch.causes is not None
-    causes = batch.causes.bool()
-    side = 1 - 2 * batch.attributes.nan_to_num()
+    attributes, causes = experts_of(batch)
+    causes = causes.bool()
+    side = 1 - 2 * attributes.nan_to_num()
     goal = log(inner.probability / (1 - inner.probability))
 
     def loss(logits: Tensor) -> Tensor:

@@ -26,9 +26,11 @@ from torch.nn import functional as F
 
 from diffcf.alignment.spaces import Opened, Pixels, Space
 from diffcf.counterfactuals.direction import class_score
-from diffcf.distances import L1, Distance, SquaredL2, median_deviation, standard_deviation
+from diffcf.distances import L1, Distance, SquaredL2, median_deviation, per_sample, standard_deviation
 from diffcf.errors import ConfigError
 from diffcf.implicit import Adjoint, GaussNewton, Implicit, InnerSolver, Parameters, Problem, Report
+
+NO_TARGET = -1  # of a sample of which no search is known
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,22 @@ class Inner:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What earlier searches of the same samples found: change of u from u_0, "b ...", and the class that each looked
+    for, int "b", NO_TARGET where there was none."""
+
+    change: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
 class Judged:
     """Counterfactuals and how they were judged, sample by sample "b" but for the image.
 
     penalty: the loss. first: the part of the search's first step, unweighed; 0 where it is not asked. counterfactual:
     "b s c h w", with its gradient. moved: mean |change| over the pixels. outside: share of the change outside the
-    region. reached: u "b ...", where a next search of the same samples may start. report: of the implicit gradient,
-    after the backward pass.
+    region. change: of u from u_0, "b ...", a `Start` of the next search of the same samples. warm: this search began
+    at one, bool. report: of the implicit gradient, after the backward pass.
     """
 
     penalty: Tensor
@@ -91,7 +102,8 @@ class Judged:
     counterfactual: Tensor
     moved: Tensor
     outside: Tensor
-    reached: Tensor
+    change: Tensor
+    warm: Tensor
     report: Report
 
 
@@ -141,12 +153,12 @@ class AlignmentLoss(nn.Module):
             )
 
     def forward(
-        self, image: Tensor, region: Tensor, target: Tensor | None = None, start: Tensor | None = None
+        self, image: Tensor, region: Tensor, target: Tensor | None = None, start: Start | None = None
     ) -> Aligned:
         """Search counterfactuals of images "b s c h w" and judge them by regions "b s 1 h w" of 0 and 1.
 
         target: int "b"; None is the class that the classifier now holds for second best, so that its decision has to
-        change. start: u of an earlier search of the same samples; None is u_0.
+        change. start: of earlier searches of the same samples, see `begin`; None is u_0.
         """
         _check(image, region)
         with torch.no_grad(), evaluating(self.classifier):
@@ -155,22 +167,38 @@ class AlignmentLoss(nn.Module):
         second = logits.scatter(1, rearrange(predicted, "b -> b 1"), -torch.inf).argmax(1)
         wanted = second if target is None else target
         opened = self.space.at(image)
-        judged = self.judge(self.problem(opened.image, opened.start, wanted), opened, image, region, start)
+        problem = self.problem(opened.image, opened.start, wanted)
+        judged = self.judge(problem, opened, image, region, self.begin(problem, opened, wanted, start))
         with torch.no_grad(), evaluating(self.classifier):
             valid = self.classifier(judged.counterfactual).argmax(1) == wanted
         return Aligned(**vars(judged), target=wanted, valid=valid & (predicted != wanted))
 
+    @torch.no_grad()
+    def begin(self, problem: Problem, opened: Opened, target: Tensor, start: Start | None) -> Tensor:
+        """Where a search for classes int "b" begins, u "b ...": at the change that an earlier one found, inside the
+        bounds, if that one looked for the same class and T is lower there than at u_0; else at u_0.
+
+        The weights have moved since, and what was painted on a view need not turn with it: T says whether the change
+        still serves, for one evaluation of the network more.
+        """
+        if start is None:
+            return opened.start
+        found = problem.bounded(opened.start + start.change.to(opened.start))
+        serves = (start.target.to(target) == target) & (problem.whole(found) < problem.whole(opened.start))
+        return torch.where(per_sample(serves, found), found, opened.start)
+
     def judge(
         self, problem: Problem, opened: Opened, image: Tensor, region: Tensor, start: Tensor | None = None
     ) -> Judged:
-        """Solve any inner problem around the images, and judge where the change lies."""
-        solved = self.inner.adjoint(problem, self.inner.solver, opened.start if start is None else start)
+        """Solve any inner problem around the images, from start "b ..." or u_0, and judge where the change lies."""
+        begun = opened.start if start is None else start
+        solved = self.inner.adjoint(problem, self.inner.solver, begun)
         counterfactual = opened.image(solved.value)
         penalty, moved, outside = self._judged(counterfactual - image, region)
         first = torch.zeros_like(penalty)
         if self.first:
-            begun = self.inner.solver.step(problem, opened.start, differentiable=True)
-            first = self._judged(opened.image(begun) - image, region)[0]
+            stepped = self.inner.solver.step(problem, opened.start, differentiable=True)
+            first = self._judged(opened.image(stepped) - image, region)[0]
         share = (outside / moved.clamp(min=torch.finfo(moved.dtype).tiny)).detach()
         return Judged(
             penalty + self.first * first,
@@ -178,7 +206,8 @@ class AlignmentLoss(nn.Module):
             counterfactual,
             moved.detach(),
             torch.where(moved > 0, share, torch.nan),
-            solved.value.detach(),
+            solved.value.detach() - opened.start,
+            reduce(begun != opened.start, "b ... -> b", "any"),
             solved.report,
         )
 

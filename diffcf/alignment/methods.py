@@ -7,7 +7,7 @@ Their settings have names of their own, since a config that changes the method k
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffcf.alignment.loss import AlignmentLoss, Inner, Judged
-from diffcf.alignment.spaces import Space
+from diffcf.alignment.spaces import Pixels, Space
+from diffcf.alignment.starts import Starts
 from diffcf.counterfactuals.direction import class_score
 from diffcf.errors import ConfigError
 
@@ -29,7 +30,8 @@ class Batch:
     """Images "b s c h w" in [-1, 1], labels int "b", regions "b s 1 h w" of 0 and 1: 1 may decide.
 
     Where experts rated attributes, attributes: "b p" of 0 and 1, NaN = not rated; causes: "b p" of 0 and 1, those that
-    caused the label, none where that is not known.
+    caused the label, none where that is not known. keys: which samples they are; turns: which view of each is shown
+    (`diffcf.data.views`); for warm starts.
     """
 
     image: Tensor
@@ -37,11 +39,19 @@ class Batch:
     region: Tensor
     attributes: Tensor | None = None
     causes: Tensor | None = None
+    keys: Sequence[int] | None = None
+    turns: Sequence[int] | None = None
 
     def head(self, count: int) -> Batch:
         """The first so many."""
         parts = {name: None if value is None else value[:count] for name, value in vars(self).items()}
         return Batch(**parts)  # type: ignore[arg-type]
+
+    def shown(self) -> tuple[Sequence[int], Sequence[int]]:
+        """(keys, turns). Errors: ConfigError where they were not given."""
+        if self.keys is None or self.turns is None:
+            raise ConfigError("warm starts need to know the samples: give the loss keys and turns, or set warm: false.")
+        return self.keys, self.turns
 
 
 class Method(ABC):
@@ -57,15 +67,21 @@ class Method(ABC):
 
 
 class Terms(nn.Module):
-    """What a method adds: nothing, of plain training. `seen`: figures of the last batch, for a monitor."""
+    """What a method adds: nothing, of plain training. `seen`: figures of the last batch, for a monitor. `starts`: what
+    it keeps from step to step, and a checkpoint has to hold."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: dict[str, Tensor] = {}
+        self.starts: Starts | None = None
 
     def logits(self, classifier: nn.Module, image: Tensor) -> Tensor:
         """What the cross-entropy reads, "b k"; called before `forward`, so that a method can keep what it saw."""
         return classifier(image)
+
+    def taught(self, batch: Batch) -> Tensor:
+        """What is learned from labels beside the label's cross-entropy, a scalar, weighed; called after `logits`."""
+        return torch.zeros((), device=batch.image.device)
 
     def forward(self, batch: Batch, progress: float) -> Tensor:
         """A scalar, weighed. progress: share of the training that is done."""
@@ -92,7 +108,8 @@ class CounterfactualAlignment(Method):
 
     align_weight: λ. form, floor, first: of the loss. inner: how counterfactuals are found. share: of every batch that
     is aligned. wait: share of the training over which the weight rises from 0: a classifier that has yet to learn
-    anything can meet the penalty by learning nothing.
+    anything can meet the penalty by learning nothing. warm: the search of a sample begins where its last one ended
+    (`Starts`, `AlignmentLoss.begin`).
     """
 
     align_weight: float = 1.0
@@ -103,6 +120,7 @@ class CounterfactualAlignment(Method):
     inner: Inner = field(default_factory=Inner)
     share: float = 0.5
     wait: float = 0.2
+    warm: bool = False
 
     def __post_init__(self) -> None:
         self.check_shares()
@@ -129,6 +147,10 @@ class CounterfactualAlignment(Method):
         """How much of its weight alignment has by now."""
         return 1.0 if not self.wait else min(1.0, progress / self.wait)
 
+    def starts(self, loss: AlignmentLoss) -> Starts | None:
+        """For what the searches of a loss find, if they are to begin there."""
+        return Starts(turned=isinstance(loss.space, Pixels)) if self.warm else None
+
     def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
         """See `Method`."""
         return AlignmentTerms(self, AlignmentLoss(classifier, self.inner, self.form, self.floor, space, self.first))
@@ -140,13 +162,18 @@ class AlignmentTerms(Terms):
     def __init__(self, method: CounterfactualAlignment, loss: AlignmentLoss) -> None:
         super().__init__()
         self.method, self.loss = method, loss
+        self.starts = method.starts(loss)
 
     def forward(self, batch: Batch, progress: float) -> Tensor:
-        """See `Terms`."""
+        """See `Terms`. Errors: ConfigError for warm starts without the batch's keys."""
         method = self.method
         few = method.few(batch)
-        found = self.loss(few.image, few.region)
+        start = None if self.starts is None else self.starts.of(*few.shown())
+        found = self.loss(few.image, few.region, start=start)
         self.seen = figures(found) | {"validity": found.valid.float().mean()}
+        if self.starts is not None:
+            self.starts.keep(*few.shown(), found.change, found.target)
+            self.seen["warm"] = found.warm.float().mean()
         penalty = found.penalty.mean()
         if method.swapped:
             share = swapped_share(self.loss.classifier, few)
@@ -281,6 +308,34 @@ class AugmentedTerms(Terms):
         return self.method.augment_weight * (kept + gone)
 
 
+Part = Literal["both", "classification", "alignment"]
+
+
+@dataclass(frozen=True)
+class Alternating:
+    """Steps on the classification loss and steps on the alignment loss by turns: "we iteratively optimize over the
+    classification loss and the alignment loss" (paper 000, section 5.1).
+
+    The paper says neither how many of each nor over which samples. classification, alignment: steps of a round, in this
+    order; each has a batch of its own. Errors: ConfigError for a round without one or the other.
+    """
+
+    classification: int = 1
+    alignment: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.classification, self.alignment) < 1:
+            raise ConfigError(
+                f"classification {self.classification}, alignment {self.alignment}: expected one step of each or more; "
+                "for no alignment take the method Vanilla, for both losses in every step alternating: null."
+            )
+
+    def at(self, step: int) -> Part:
+        """What step 0, 1, ... is on."""
+        within = step % (self.classification + self.alignment)
+        return "classification" if within < self.classification else "alignment"
+
+
 class TrainingLoss(nn.Module):
     """Cross-entropy plus what a method adds, as one module: what distributed training wraps, and what is compiled.
 
@@ -301,11 +356,28 @@ class TrainingLoss(nn.Module):
         progress: float,
         attributes: Tensor | None = None,
         causes: Tensor | None = None,
+        keys: Sequence[int] | None = None,
+        turns: Sequence[int] | None = None,
+        part: Part = "both",
     ) -> Tensor:
-        """A scalar. The tensors are those of a `Batch`."""
+        """A scalar. Tensors, keys and turns are those of a `Batch`. part: of the loss whose gradient is taken.
+
+        Errors: ConfigError for the alignment part of a method that adds nothing.
+        """
+        batch = Batch(image, label, region, attributes, causes, keys, turns)
+        self.terms.seen = {}
         logits = self.terms.logits(self.classifier, image)
         plain = self.criterion(logits, label)
-        added = self.terms(Batch(image, label, region, attributes, causes), progress)
+        taught = plain + self.terms.taught(batch)
         majority = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).max() / len(logits)
-        self.seen = {"cross_entropy": plain.detach(), "majority": majority, **self.terms.seen}
-        return plain + added
+        self.seen = {"cross_entropy": plain.detach(), "majority": majority}
+        if part == "classification":
+            self.seen |= self.terms.seen
+            return taught
+        if part == "alignment":
+            if type(self.terms) is Terms:
+                raise ConfigError("this method adds no loss to take turns with; set alternating: null.")
+            taught = 0 * taught  # distributed training waits for a gradient of every weight, if only 0
+        added = self.terms(batch, progress)
+        self.seen |= self.terms.seen
+        return taught + added

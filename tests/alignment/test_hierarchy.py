@@ -214,7 +214,7 @@ def test_attributes_that_nobody_rated_do_not_count(classifier, batch) -> None:
     def error(attributes: Tensor) -> float:
         terms = method.terms(classifier)
         terms.logits(classifier, batch.image)
-        return float(terms(dataclasses.replace(batch, attributes=attributes), 1.0).detach())
+        return float(terms.taught(dataclasses.replace(batch, attributes=attributes)).detach())
 
     chance = Perceiver(classifier)(batch.image).sigmoid().detach()
     each = -torch.where(batch.attributes == 1, chance.log(), (1 - chance).log())
@@ -250,12 +250,51 @@ def test_the_whole_loss_is_that_of_eq_5(classifier, batch) -> None:
     assert whole == pytest.approx(attribute + reason + image - 2 * plain)
 
 
+def test_attributes_are_learned_in_the_steps_of_classification(classifier, batch) -> None:
+    """Their cross-entropy belongs to the classification loss (the end of section 4 of paper 000)."""
+    parts = {}
+    method = HierarchicalAlignment(attribute_weight=0.7, wait=0.0)
+    loss = TrainingLoss(classifier, method.terms(classifier))
+    for part in ("both", "classification", "alignment"):
+        found = loss(batch.image, batch.label, batch.region, 1.0, batch.attributes, batch.causes, part=part)
+        parts[part] = torch.autograd.grad(found, list(classifier.parameters())), found.detach()
+        assert "attribute_loss" in loss.seen
+        assert ("reason_validity" in loss.seen) == ("validity" in loss.seen) == (part != "classification")
+    plain = nn.functional.cross_entropy(classifier(batch.image), batch.label)
+    odds = Perceiver(classifier)(batch.image)
+    plain = plain + 0.7 * nn.functional.binary_cross_entropy_with_logits(odds, batch.attributes)
+    assert float(parts["classification"][1]) == pytest.approx(float(plain.detach()))
+    by_hand = torch.autograd.grad(plain, list(classifier.parameters()))
+    slopes = zip(by_hand, *(parts[part][0] for part in ("classification", "alignment", "both")), strict=True)
+    for hand, classification, alignment, both in slopes:
+        torch.testing.assert_close(classification, hand)
+        torch.testing.assert_close(classification + alignment, both)
+
+
+@pytest.mark.parametrize("towards", ["found", "flipped"])
+def test_the_search_for_images_begins_where_the_last_one_ended(towards, classifier, batch) -> None:
+    method = HierarchicalAlignment(towards=towards, share=1.0, wait=0.0, warm=True)
+    terms = method.terms(classifier)
+    again = dataclasses.replace(batch, keys=list(range(6)), turns=[0] * 6)
+    shares = []
+    for _ in range(2):
+        terms.logits(classifier, batch.image)
+        terms(again, 1.0)
+        shares.append(float(terms.seen["warm"]))
+    known = float(batch.causes.any(1).double().mean()) if towards == "flipped" else 1.0  # without a cause nothing moves
+    assert shares == [0.0, pytest.approx(known)]
+    with pytest.raises(ConfigError, match="keys and turns"):
+        terms(batch, 1.0)
+
+
 def test_batches_without_attributes_are_refused(classifier, batch) -> None:
     terms = HierarchicalAlignment().terms(classifier)
     assert isinstance(terms, HierarchicalTerms)
     terms.logits(classifier, batch.image)
-    with pytest.raises(ConfigError, match="needs the scans' attributes"):
-        terms(Batch(batch.image, batch.label, batch.region), 0.0)
+    bare = Batch(batch.image, batch.label, batch.region)
+    for refused in (lambda: terms.taught(bare), lambda: terms(bare, 0.0)):
+        with pytest.raises(ConfigError, match="needs the scans' attributes"):
+            refused()
 
 
 @pytest.mark.parametrize("wrong", [{"attribute_weight": -1.0}, {"reason_weight": -0.1}, {"align_weight": -1.0}, {"share": 0.0}])  # fmt: skip  # noqa: E501

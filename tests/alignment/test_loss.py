@@ -153,17 +153,7 @@ def test_samples_do_not_mix(small, scene) -> None:
     together = loss(image, region)
     alone = [loss(image[i : i + 1], region[i : i + 1]) for i in range(len(image))]
     assert torch.allclose(together.penalty, torch.cat([one.penalty for one in alone]), atol=1e-12)
-    assert torch.allclose(together.reached, torch.cat([one.reached for one in alone]), atol=1e-12)
-
-
-def test_a_search_can_start_where_the_last_one_ended(small, scene) -> None:
-    image, _, region = scene
-    loss = AlignmentLoss(small(), Inner(distance_weight=0.3, solver=GaussNewton(2), adjoint=Detached()))
-    first = loss(image, region)
-    again = loss(image, region, start=first.reached)
-    far = AlignmentLoss(loss.classifier, Inner(distance_weight=0.3, solver=GaussNewton(60), adjoint=Detached()))
-    end = far(image, region).reached
-    assert float((again.reached - end).norm()) < float((first.reached - end).norm())
+    assert torch.allclose(together.change, torch.cat([one.change for one in alone]), atol=1e-12)
 
 
 def test_the_papers_own_form(small, scene) -> None:

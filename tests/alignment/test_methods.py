@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from diffcf.alignment.loss import Inner
 from diffcf.alignment.methods import (
+    Alternating,
     Augmented,
     Batch,
     CounterfactualAlignment,
@@ -162,6 +163,46 @@ def test_a_share_of_the_batch_and_a_rising_weight(small, scene) -> None:
 def test_settings_that_cannot_be_meant(wrong) -> None:
     with pytest.raises(ConfigError, match="expected"):
         CounterfactualAlignment(**wrong)
+
+
+def gradient(value: torch.Tensor, classifier: nn.Module) -> list[torch.Tensor]:
+    weights = list(classifier.parameters())
+    return list(torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True, materialize_grads=True))
+
+
+def test_each_step_of_the_alternating_form_has_the_gradient_of_its_loss_alone(small, scene) -> None:
+    image, label, _ = scene
+    classifier, batch = small(), Batch(*scene)
+    method = CounterfactualAlignment(2.0, inner=Inner(distance_weight=0.3, solver=GaussNewton(2)), wait=0.5)
+    loss = TrainingLoss(classifier, method.terms(classifier))
+    plain, added = F.cross_entropy(classifier(image), label), method.terms(classifier)(batch, 0.25)
+    wanted = {"both": plain + added, "classification": plain, "alignment": added}
+    for part, value in wanted.items():
+        found = loss(*scene, 0.25, part=part)
+        assert torch.equal(found, value), part
+        both = (gradient(one, classifier) for one in (found, value))
+        assert all(torch.equal(one, other) for one, other in zip(*both, strict=True)), part
+        assert ("outside" in loss.seen) == (part != "classification")  # what is not computed is not shown again
+        assert {"cross_entropy", "majority"} <= set(loss.seen)
+    assert torch.equal(loss(*scene, 0.25), wanted["both"])  # the joint form where nothing is said
+    slopes = torch.autograd.grad(loss(*scene, 0.25, part="alignment"), list(classifier.parameters()))
+    assert len(slopes) == len(list(classifier.parameters()))  # distributed training waits for every weight's
+
+
+def test_which_steps_are_on_which_loss() -> None:
+    assert [Alternating().at(step)[0] for step in range(5)] == list("cacac")
+    assert [Alternating(1, 2).at(step)[0] for step in range(7)] == list("caacaac")
+    assert [Alternating(3, 1).at(step)[0] for step in range(9)] == list("cccacccac")
+    for wrong in ({"classification": 0}, {"alignment": 0}):
+        with pytest.raises(ConfigError, match="one step of each"):
+            Alternating(**wrong)
+
+
+def test_nothing_takes_no_turns(small, scene) -> None:
+    classifier = small()
+    loss = TrainingLoss(classifier, Vanilla().terms(classifier))
+    with pytest.raises(ConfigError, match="alternating: null"):
+        loss(*scene, 0.0, part="alignment")
 
 
 def test_the_monitor_means_and_forgets(small, scene) -> None:

@@ -9,21 +9,25 @@ from types import ModuleType
 
 import pytest
 import torch
+from jsonargparse import auto_cli
 from tiny_data import write_tiny_data
 from train_runs import launch, losses
 
 from diffcf.alignment.cdep import Decomposition
 from diffcf.alignment.icnn import TemplateLoss
 from diffcf.alignment.loss import Inner
-from diffcf.alignment.methods import Augmented, CounterfactualAlignment, RightReasons, Vanilla
+from diffcf.alignment.methods import Alternating, Augmented, CounterfactualAlignment, RightReasons, Vanilla
+from diffcf.alignment.starts import Starts
 from diffcf.cards import Preparation
 from diffcf.classifiers.blackbox import load_blackbox
 from diffcf.data.phantom.shortcut import Shortcut
 from diffcf.errors import ConfigError
 from diffcf.implicit import GaussNewton
+from diffcf.training.checkpoint import newest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 ALIGNED = CounterfactualAlignment(wait=0.0, share=1.0, inner=Inner(solver=GaussNewton(2)))
+WARM = dataclasses.replace(ALIGNED, warm=True)
 
 
 @pytest.fixture(scope="module")
@@ -88,33 +92,84 @@ def test_methods_of_one_architecture_train(script, manifest: Path, tmp_path: Pat
     assert load_blackbox(tmp_path / "run" / "blackbox").card.architecture == architecture
 
 
-def test_a_run_that_was_cut_off_ends_where_a_whole_one_does(script, manifest: Path, tmp_path: Path) -> None:
-    whole = configure(script, manifest, tmp_path / "whole", views="mirror")
-    script.main(whole)
-    cut = dataclasses.replace(whole, out=tmp_path / "cut")
+def cut(script, config, step: int) -> None:
+    """Train until `step` begins, and be cut off there."""
     real = script.loop.train
 
     def interrupted(*arguments, **options):
         inputs = options["inputs"]
 
-        def until(step: int):
-            if step == 4:
+        def until(now: int):
+            if now == step:
                 raise KeyboardInterrupt
-            return inputs(step)
+            return inputs(now)
 
         return real(*arguments, **options | {"inputs": until})
 
     script.loop.train = interrupted
     try:
         with pytest.raises(KeyboardInterrupt):
-            script.main(cut)
+            script.main(config)
     finally:
         script.loop.train = real
-    script.main(cut)
-    last = [sorted((tmp_path / name / "checkpoints").iterdir())[-1] for name in ("whole", "cut")]
-    assert last[0].name == last[1].name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"views": "mirror"}, {"views": "square", "method": WARM, "batch": 16},
+     {"method": WARM, "batch": 16, "alternating": Alternating(1, 2)}],
+    ids=["joint", "warm", "alternating"],
+)  # fmt: skip
+def test_a_run_that_was_cut_off_ends_where_a_whole_one_does(script, manifest: Path, tmp_path: Path, changes) -> None:
+    whole = configure(script, manifest, tmp_path / "whole", **changes)
+    script.main(whole)
+    again = dataclasses.replace(whole, out=tmp_path / "cut")
+    cut(script, again, 4)
+    script.main(again)
+    last = [newest_checkpoint(tmp_path / name / "checkpoints") for name in ("whole", "cut")]
+    assert last[0].step == last[1].step == whole.steps
+    for name, value in last[0].tensors.items():
+        assert torch.equal(value, last[1].tensors[name]), name
+    assert ("memory/change" in last[0].tensors) == whole.method.warm
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(value, weights(tmp_path / "cut")[name]), name
+
+
+def test_a_warm_run_needs_what_its_checkpoint_keeps(script, manifest: Path, tmp_path: Path, monkeypatch) -> None:
+    config = configure(script, manifest, tmp_path / "run", method=WARM, batch=16, views="mirror")
+    figures = script.main(config)
+    assert 0 < figures["warm"] <= 1
+    again = dataclasses.replace(config, out=tmp_path / "cut")
+    cut(script, again, 4)
+    monkeypatch.setattr(Starts, "restore", lambda starts, named: None)
+    script.main(again)
+    whole, forgot = (newest_checkpoint(tmp_path / name / "checkpoints").tensors for name in ("run", "cut"))
+    assert any(not torch.equal(whole[name], forgot[name]) for name in whole if name.startswith("model/"))
+
+
+def test_alternating_steps_are_on_one_loss_each(script, manifest: Path, tmp_path: Path) -> None:
+    """After one step, which is on classification, the weights are those of plain training; after two they are not."""
+    for steps, same in ((1, True), (2, False)):
+        for name, method in (("plain", Vanilla()), ("turns", ALIGNED)):
+            alternating = Alternating() if name == "turns" else None
+            out = tmp_path / f"{name}{steps}"
+            script.main(configure(script, manifest, out, method=method, alternating=alternating, steps=steps))
+        plain, turns = weights(tmp_path / f"plain{steps}"), weights(tmp_path / f"turns{steps}")
+        assert all(torch.equal(value, turns[name]) for name, value in plain.items()) == same
+    with pytest.raises(ConfigError, match="alternating: null"):
+        script.main(configure(script, manifest, tmp_path / "none", method=Vanilla(), alternating=Alternating()))
+
+
+def test_a_config_asks_for_warm_starts_and_turns(script, manifest: Path, tmp_path: Path) -> None:
+    tiny = ROOT / "configs" / "tiny" / "align.yaml"
+    given = ["--method.warm=true", "--alternating.alignment=2", "--steps=6", f"--out={tmp_path / 'run'}"]
+    config = auto_cli(
+        script.Config, as_positional=False, args=[f"--config={tiny}", f'--manifests=["{manifest}"]', *given]
+    )
+    assert config.method.warm
+    assert config.method.share == 1  # what else the config says is kept
+    assert config.alternating == Alternating(1, 2)
+    assert script.main(config)["warm"] > 0
 
 
 def test_alignment_changes_what_is_learned(script, manifest: Path, tmp_path: Path) -> None:
@@ -133,18 +188,24 @@ def test_any_timm_backbone_and_what_is_said_of_batch_norm(script, manifest: Path
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(manifest: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("warm", [False, True])
+def test_two_processes_give_the_losses_of_one(manifest: Path, tmp_path: Path, warm: bool) -> None:
     tiny = ROOT / "configs" / "tiny" / "align.yaml"
     settings = {"share": 1.0, "swapped": 0.0, "inner": {"solver": {"steps": 2}}}  # swapped pairs are of one process
+    settings |= {"warm": warm}
+    turns = {"alternating": json.dumps({"classification": 1, "alignment": 3}), "views": "square"} if warm else {}
     method = json.dumps({"class_path": "CounterfactualAlignment", "init_args": settings})
     for name, processes in (("one", 1), ("two", 2)):
-        launch("align", tiny, tmp_path / name, manifest, processes, batch=12, method=method)
+        launch("align", tiny, tmp_path / name, manifest, processes, batch=12, method=method, **turns)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(two) == 12
     torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=0, atol=1e-4)
     # One process or two can be told apart by rounding only: if the launcher had started one, this would be equal.
     first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert any(not torch.equal(value, second[name]) for name, value in first.items())
+    if warm:  # each process keeps what both have found, so that either can write all of it
+        kept = [newest_checkpoint(tmp_path / name / "checkpoints").tensors for name in ("one", "two")]
+        assert sorted(kept[0]["memory/key"].tolist()) == sorted(kept[1]["memory/key"].tolist())
 
 
 def rewritten(manifest: Path, change) -> Path:
