@@ -6,50 +6,48 @@ Every row is a method, trained from several seeds by `train/align.py`; test pati
 `auc`: marks by chance. `reversal_accuracy`: every mark points the wrong way; `reversal_gap` is it less `accuracy`, and
 `accuracy_gap` is `accuracy` less that of the reference, both paired by scan.
 
-Where the reasons lie: `saliency_precision` (input gradient), `hirescam_precision` (at `half_resolution_layer`) and
-`occlusion_precision` are the area of the map in the region by the area of the map, which is what reaches half of its
-maximum. `chance` is the region's share of the image, what all of them would have by chance. `relevance_mass` and
-`pointing` are of the input gradient. `roi_precision` and `validity`: of counterfactuals in pixels, converged, found in
-the same way for all methods; `decoded_roi` and `decoded_validity`: of explanations through a generator's full decoder,
-on `decoded` scans of each class, which no method has trained for.
+Where the reasons lie is told of six maps. `saliency`: input gradient. `gradcam`: Grad-CAM at the last layer with rows
+and columns, the papers' CAM. `hirescam`: HiResCAM at the last layer of half the image's side
+(`half_resolution_layer`). `occlusion`. `change`: of counterfactuals in pixels, converged, found in the same way for all
+methods, at that `validity`. `decoded`: of explanations through a generator's full decoder, on `decoded` scans of each
+class that are told right, at that `decoded_validity`; no method has trained for these.
 
-Figures are means over seeds; intervals resample patients. KEY_std is the standard deviation over seeds.
+MAP_precision is the area of the map in the region by the area of the map, which is what reaches `threshold` times its
+maximum, a number that the papers do not give. `chance` is the region's share of the image, what any map would have by
+chance, `region_pixels` its size; MAP_lift is mean precision by mean chance. MAP_mass is the share of the map's sum in
+the region, without a threshold, MAP_pointing whether its maximum lies there. By names of their own go `relevance_mass`
+and `pointing`, of the input gradient, `roi_precision`, the mass of `change`, and `decoded_roi`, that of `decoded`.
+
+Figures are means over seeds; intervals resample patients. KEY_std is the standard deviation over seeds. With `panels`
+the counterfactuals of a few scans are drawn, one classifier beside the other (paper 000, Fig. 4; 001, Fig. 7 and 9).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import stdev
 from typing import Any
 
 import numpy as np
-import torch
-from common import RESULTS, first_of_each_class, mean_row, write_result
+from common import RESULTS, mean_of, mean_row, write_result
+from panels import Panels, draw_panels
+from reasons import MAPS, Cases, Scene, decode, judge, scene_of
 from rich.progress import track
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from torch import Tensor
 
-from diffcf.alignment.loss import AlignmentLoss, Inner
-from diffcf.alignment.regions import regions_of
-from diffcf.classifiers.blackbox import BlackBox, load_blackbox
-from diffcf.counterfactuals import Latent
-from diffcf.data.dataset import ScanDataset
-from diffcf.data.manifest import Manifest
+from diffcf.alignment.loss import Inner
+from diffcf.classifiers.blackbox import load_blackbox
 from diffcf.data.phantom.shortcut import Shortcut
-from diffcf.data.shortcuts import add_marks, reversed_mark
 from diffcf.errors import ConfigError
-from diffcf.explain import Explainer, ExplainSettings
 from diffcf.generators.generator import SliceWise, load_generator
-from diffcf.implicit import Detached, GaussNewton
+from diffcf.implicit import GaussNewton
 from diffcf.metrics.classification import bootstrap_interval
-from diffcf.metrics.counterfactual import cause_precision
-from diffcf.metrics.localisation import pointing, region_share, relevance_mass, saliency_precision
-from diffcf.saliency import HiResCAM, InputGradient, Occlusion, SaliencyMethod, half_resolution_layer
+from diffcf.saliency import Occlusion
 from diffcf.training.command import run_script
 
-Cases = Mapping[str, np.ndarray]  # figure -> of every case, "n"
+SCORED = ("auc", "balanced_accuracy")  # of probabilities, not means over cases
+SPREAD = ("accuracy", "precision")  # endings of the figures whose deviation over seeds is told, beside those
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,13 @@ class Config:
         manifest: CSV file; labelled rows of `split` with a mask are judged.
         methods: name -> black boxes, one a seed, all over the same preparation.
         reference: the method that `accuracy_gap` is measured against.
-        shortcut: the mark; null where there is none.
+        shortcut: the mark; null where there is none. marks: method -> mark, of those that are judged beside another.
         widen: pixels by which masks are widened to regions.
         inner: how counterfactuals in pixels are found, for all methods.
         generator: of the explanations through a full decoder; null leaves them out. decoded: scans of each class.
+        threshold: of the maps, times their maximum.
         occlusion: of the occlusion map.
+        panels: which counterfactuals are drawn; null draws none.
         default: which method is ours.
         split: test, or val while something is still being chosen.
         data: what the data are, in words.
@@ -78,89 +78,59 @@ class Config:
     default: str
     reference: str | None = None
     shortcut: Shortcut | None = None
+    marks: dict[str, Shortcut | None] = field(default_factory=dict)
     widen: int = 2
     inner: Inner = field(default_factory=lambda: Inner(distance_weight=0.1, solver=GaussNewton(20)))
     generator: str | None = None
     decoded: int = 10
+    threshold: float = 0.5
     occlusion: Occlusion = field(default_factory=Occlusion)
+    panels: Panels | None = None
     split: str = "test"
     data: str = ""
     resamples: int = 1000
     seed: int = 0
     out: Path = RESULTS
 
-
-@dataclass(frozen=True)
-class Scene:
-    """What is judged: scans, their regions, and their images with marks by chance and the wrong way."""
-
-    scans: ScanDataset
-    region: Tensor
-    chance: Tensor
-    wrong: Tensor
-
-
-def scene_of(config: Config, blackbox: BlackBox) -> Scene:
-    """Read the scans and paint the marks."""
-    rows = [row for row in Manifest.read(config.manifest).split(config.split) if row.label is not None and row.mask]
-    scans = ScanDataset(rows, blackbox.card.preparation, mask=True)
-    window, keys = blackbox.card.preparation.window, scans.indices.tolist()
-    by_chance = None if config.shortcut is None else replace(config.shortcut, correlation=0.0)
-    painted = [
-        add_marks(scans.images, scans.labels, mark, window, keys, config.seed)
-        for mark in (by_chance, reversed_mark(config.shortcut))
-    ]
-    return Scene(scans, regions_of(scans, config.widen), *painted)
+    def __post_init__(self) -> None:
+        reference = [] if self.reference is None else [self.reference]
+        drawn = [] if self.panels is None else self.panels.methods
+        for name in (self.default, *reference, *self.marks, *drawn):
+            if name not in self.methods:
+                raise ConfigError(f"no method {name!r}; there are {', '.join(self.methods)}.")
+        if not 0 < self.threshold <= 1:
+            raise ConfigError(
+                f"threshold {self.threshold}: expected a share of a map's maximum, above 0 and at most 1."
+            )
 
 
-def in_parts(function: Callable[..., Tensor], *tensors: Tensor, size: int = 64) -> Tensor:
-    """The function over parts of a batch."""
-    return torch.cat(
-        [function(*parts).cpu() for parts in zip(*(tensor.split(size) for tensor in tensors), strict=True)]
-    )
+def mark_of(config: Config, method: str) -> Shortcut | None:
+    """The mark beside which a method is judged."""
+    return config.marks.get(method, config.shortcut)
 
 
-def judge(blackbox: BlackBox, scene: Scene, config: Config) -> Cases:
-    """Every figure of every case for one classifier."""
-    label, region = scene.scans.labels, scene.region
-    with torch.no_grad():
-        probability, wrong = (in_parts(lambda x: blackbox(x).softmax(1), x) for x in (scene.chance, scene.wrong))
-    figures: dict[str, Tensor] = {
-        "accuracy": (probability.argmax(1) == label).double(),
-        "reversal_accuracy": (wrong.argmax(1) == label).double(),
-        "score": probability[:, -1].double(),
-        "chance": region_share(region),
-    }
-    maps: dict[str, SaliencyMethod] = {
-        "saliency": InputGradient(),
-        "hirescam": HiResCAM(half_resolution_layer(blackbox, scene.chance[:2])),
-        "occlusion": config.occlusion,
-    }
-    for name, method in maps.items():
-        shown = in_parts(lambda x, method=method: method(blackbox, x), scene.chance)
-        figures[f"{name}_precision"] = saliency_precision(shown, region)
-        if name == "saliency":
-            figures |= {"relevance_mass": relevance_mass(shown, region), "pointing": pointing(shown, region)}
-    loss = AlignmentLoss(blackbox, replace(config.inner, adjoint=Detached()))
-    found = [loss(*parts) for parts in zip(scene.chance.split(64), region.split(64), strict=True)]
-    figures["roi_precision"] = 1 - torch.cat([part.outside for part in found])
-    figures["validity"] = torch.cat([part.valid for part in found]).double()
-    return {key: value.double().numpy() for key, value in figures.items()}
+def over_seeds(seeds: list[Cases]) -> dict[str, np.ndarray]:
+    """Figures of every case, the means over the seeds that have them; NaN where none has."""
+    each = {}
+    for key in seeds[0]:
+        stacked = np.stack([cases[key] for cases in seeds])
+        known = ~np.isnan(stacked)
+        total = np.where(known, stacked, 0).sum(0)
+        each[key] = np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
+    return each
 
 
-def decode(blackbox: BlackBox, scene: Scene, config: Config, explainer: Explainer) -> Cases:
-    """Share in the region and validity of explanations through the full decoder; NaN for scans not explained."""
-    with torch.no_grad():
-        said = in_parts(lambda x: blackbox(x).argmax(1), scene.chance)
-    right = (said == scene.scans.labels).nonzero().squeeze(1).tolist()
-    chosen = first_of_each_class(scene.scans.labels, right, config.decoded)
-    figures = {key: np.full(len(said), np.nan) for key in ("decoded_roi", "decoded_validity")}
-    for part in torch.as_tensor(chosen).split(10):
-        explained = explainer.explain_batch(scene.chance[part], seed=config.seed)
-        for i, one in zip(part.tolist(), explained, strict=True):
-            figures["decoded_validity"][i] = float(one.reachable[0])
-            figures["decoded_roi"][i] = float(cause_precision(one.difference.cpu(), scene.region[i][None]))
-    return figures
+def scored(kind: str, label: np.ndarray, score: np.ndarray) -> float:
+    """The "auc" or "balanced_accuracy" of probabilities of the second class, "n"; NaN where there is one class only."""
+    if len(set(label)) < 2:
+        return float("nan")
+    return float(roc_auc_score(label, score) if kind == "auc" else balanced_accuracy_score(label, score > 0.5))
+
+
+def lift(precision: np.ndarray, chance: np.ndarray) -> float:
+    """Mean precision by the mean chance of the same cases, "n"; cases with a precision of NaN do not count."""
+    known = ~np.isnan(precision)
+    return mean_of(precision[known]) / mean_of(chance[known])
 
 
 def row_of(
@@ -169,57 +139,59 @@ def row_of(
     """The row of a method."""
     label, patients = scene.scans.labels.numpy(), scene.scans.patients
     options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
-    each: dict[str, np.ndarray] = {}
-    for key in seeds[0]:
-        if key != "score":
-            stacked = np.stack([cases[key] for cases in seeds])
-            known = ~np.isnan(stacked)
-            total = np.where(known, stacked, 0).sum(0)
-            each[key] = np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
-    if config.shortcut is not None:
+    each = over_seeds(seeds)
+    del each["score"]
+    if mark_of(config, name) is not None:
         each["reversal_gap"] = each["reversal_accuracy"] - each["accuracy"]
     if reference is not None:
         each["accuracy_gap"] = each["accuracy"] - np.stack([cases["accuracy"] for cases in reference]).mean(0)
     row = mean_row(each, patients, **options)
-    for key, of in (("auc", roc_auc_score), ("balanced_accuracy", balanced_accuracy_score)):
 
-        def figure(index: np.ndarray, key: str = key, of: Any = of) -> float:
-            if len(set(label[index])) < 2:
-                return float("nan")
-            given = [cases["score"][index] for cases in seeds]
-            return float(np.mean([of(label[index], one if key == "auc" else one > 0.5) for one in given]))
+    def add(key: str, statistic: Callable[[np.ndarray], float]) -> None:
+        low, high = bootstrap_interval(statistic, groups=patients, **options)
+        row.update({key: statistic(np.arange(len(label))), f"{key}_low": low, f"{key}_high": high})
 
-        low, high = bootstrap_interval(figure, groups=patients, **options)
-        row |= {key: figure(np.arange(len(label))), f"{key}_low": low, f"{key}_high": high}
+    for kind in SCORED:
+        add(
+            kind,
+            lambda at, kind=kind: float(np.mean([scored(kind, label[at], cases["score"][at]) for cases in seeds])),
+        )
+    for shown in MAPS:
+        precision = each.get(f"{shown}_precision")
+        if precision is not None:
+            add(f"{shown}_lift", lambda at, precision=precision: lift(precision[at], each["chance"][at]))
     if len(seeds) > 1:
-        for key in ("accuracy", "saliency_precision", "hirescam_precision", "roi_precision"):
-            row[f"{key}_std"] = stdev(float(np.nanmean(cases[key])) for cases in seeds)
-    return {"method": name, "data": config.name, "split": config.split, "n": len(label), "seeds": len(seeds), **row}
+        spread = {key: [mean_of(cases[key]) for cases in seeds] for key in seeds[0] if key.endswith(SPREAD)}
+        spread |= {kind: [scored(kind, label, cases["score"]) for cases in seeds] for kind in SCORED}
+        row |= {f"{key}_std": float(np.std(values, ddof=1)) for key, values in spread.items()}
+    about = {"method": name, "data": config.name, "split": config.split, "n": len(label), "seeds": len(seeds)}
+    return about | {"threshold": config.threshold} | row | {"default": name == config.default}
 
 
 def main(config: Config) -> list[dict[str, Any]]:
-    """Judge every method; prints and writes the table, returns its rows."""
-    for name in (config.default, *([] if config.reference is None else [config.reference])):
-        if name not in config.methods:
-            raise ConfigError(f"no method {name!r}; there are {', '.join(config.methods)}.")
-    scene = scene_of(config, load_blackbox(next(iter(config.methods.values()))[0]))
+    """Judge every method; prints and writes the table, draws the panels, returns the rows."""
+    first = load_blackbox(next(iter(config.methods.values()))[0])
+    marks = {mark_of(config, name) for name in config.methods}
+    scenes = {mark: scene_of(config, first, mark) for mark in marks}
     generator = None if config.generator is None else SliceWise(load_generator(config.generator))
     judged: dict[str, list[Cases]] = {}
     for name, sources in config.methods.items():
-        judged[name] = []
+        judged[name], scene = [], scenes[mark_of(config, name)]
         for source in track(sources, description=name):
             blackbox = load_blackbox(source)
             cases = dict(judge(blackbox, scene, config))
             if generator is not None:
-                explainer = Explainer(generator, blackbox, None, ExplainSettings(Latent()))
-                cases |= decode(blackbox, scene, config, explainer)
+                cases |= decode(blackbox, scene, config, generator)
             judged[name].append(cases)
     reference = None if config.reference is None else judged[config.reference]
-    rows = [
-        row_of(name, seeds, scene, config, reference) | {"default": name == config.default}
-        for name, seeds in judged.items()
-    ]
+    rows = [row_of(name, seeds, scenes[mark_of(config, name)], config, reference) for name, seeds in judged.items()]
     write_result(__file__, config, "Whether classifiers decide for the experts' reasons (paper 001, Table 1)", rows)
+    if config.panels is not None:
+        beside = {
+            name: (load_blackbox(config.methods[name][0]), scenes[mark_of(config, name)])
+            for name in config.panels.methods
+        }
+        draw_panels(beside, config.panels, config, generator)
     return rows
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from alignment import Cases, in_parts
 from common import RESULTS, mean_row, write_result
+from reasons import Cases, in_parts
 from sklearn.metrics import roc_auc_score
 
 from diffcf.alignment.attributes import AttributeSettings, Causes

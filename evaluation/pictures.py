@@ -25,12 +25,24 @@ DPI, COLOURS = 90, 48  # of those
 
 @dataclass(frozen=True)
 class Strip:
-    """A row: what it shows, images "n h w" in [-1, 1], a word over each, and signed amounts for bars, largest first."""
+    """A row: what it shows, images "n h w" in [-1, 1], a word over each, and signed amounts for bars, largest first.
+
+    region: "h w" of 0 and 1, outlined on the first image. change: "h w", drawn after the images under a word of its
+    own, red up to `reach` and blue down to minus it.
+    """
 
     label: str
     images: np.ndarray
     words: tuple[str, ...]
     bars: dict[str, float] = field(default_factory=dict)
+    region: np.ndarray | None = None
+    change: np.ndarray | None = None
+    reach: float = 1.0
+
+    @property
+    def count(self) -> int:
+        """Pictures in the row."""
+        return len(self.images) + (self.change is not None)
 
 
 def middle(images: torch.Tensor) -> np.ndarray:
@@ -62,22 +74,27 @@ def draw(rows: Sequence[Strip], place: Path) -> None:
     figure.savefig(place, dpi=100, metadata={"Software": None})
 
 
-def draw_beside(blocks: Mapping[str, Sequence[Strip]], place: Path) -> None:
-    """Write blocks of rows side by side, each under its name, as a PNG."""
+def draw_beside(
+    blocks: Mapping[str, Sequence[Strip]], place: Path, cell: float = CELL, colours: int | None = COLOURS
+) -> None:
+    """Write blocks of rows side by side, each under its name, as a PNG.
+
+    cell: inches of a picture. colours: as of `save_small`.
+    """
     from matplotlib.figure import Figure
 
     widths = [sum(_widths(rows)) + 0.6 for rows in blocks.values()]
     height = max(len(rows) for rows in blocks.values())
-    figure = Figure(figsize=(CELL * sum(widths), CELL * 1.25 * height + 0.3), layout="constrained")
+    figure = Figure(figsize=(cell * sum(widths), cell * 1.25 * height + 0.3), layout="constrained")
     parts = figure.subfigures(1, len(blocks), squeeze=False, width_ratios=widths)[0]
     for part, (name, rows) in zip(parts, blocks.items(), strict=True):
         part.suptitle(name, fontsize=9)
         fill(part, rows, "nearest")
-    save_small(figure, place)
+    save_small(figure, place, colours)
 
 
-def save_small(figure: Figure, place: Path) -> None:
-    """Write a figure as a PNG of few colours."""
+def save_small(figure: Figure, place: Path, colours: int | None = COLOURS) -> None:
+    """Write a figure as a PNG of few colours; None keeps all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
@@ -85,26 +102,34 @@ def save_small(figure: Figure, place: Path) -> None:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     place.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(COLOURS).save(place, optimize=True)
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    (picture if colours is None else picture.quantize(colours)).save(place, optimize=True)
 
 
 def _widths(rows: Sequence[Strip]) -> list[float]:
     """Relative widths of the columns."""
-    return [1.0] * max(len(row.images) for row in rows) + [2.6] * any(row.bars for row in rows)
+    return [1.0] * max(row.count for row in rows) + [2.6] * any(row.bars for row in rows)
 
 
 def fill(figure: FigureBase, rows: Sequence[Strip], interpolation: str | None = None) -> None:
     """Draw the rows into a figure or a part of one."""
-    count, with_bars, widths = max(len(row.images) for row in rows), any(row.bars for row in rows), _widths(rows)
+    count, with_bars, widths = max(row.count for row in rows), any(row.bars for row in rows), _widths(rows)
     axes = figure.subplots(len(rows), count + with_bars, squeeze=False, gridspec_kw={"width_ratios": widths})
     for row, line in zip(rows, axes, strict=True):
         for column in range(count):
             line[column].set(xticks=[], yticks=[])
-            if column >= len(row.images):
+            if column >= row.count:
                 line[column].axis("off")
                 continue
-            line[column].imshow(row.images[column], cmap="gray", vmin=-1, vmax=1, interpolation=interpolation)
+            if column < len(row.images):
+                line[column].imshow(row.images[column], cmap="gray", vmin=-1, vmax=1, interpolation=interpolation)
+            else:
+                line[column].imshow(
+                    row.change, cmap="RdBu_r", vmin=-row.reach, vmax=row.reach, interpolation=interpolation
+                )
             line[column].set_title(row.words[column], fontsize=7)
+        if row.region is not None:
+            line[0].contour(row.region, [0.5], colors="yellow", linewidths=0.7)
         line[0].set_ylabel(row.label, fontsize=7)
         if with_bars:
             _bars(line[-1], row.bars)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,8 @@ from diffcf.alignment.loss import Inner
 from diffcf.counterfactuals.joint import Joint
 from diffcf.counterfactuals.methods import Latent, Method, Minimal
 from diffcf.counterfactuals.solvers import Adam, GradientDescent, ProximalGradient
+from diffcf.data.phantom.labels import MALIGNANCY
+from diffcf.data.phantom.nodule import DRAWN
 from diffcf.distances import L1, Distance, GroupL1, Proximal, SmoothL1, SquaredL2
 from diffcf.implicit import (
     Adjoint,
@@ -162,7 +165,7 @@ def read_whole(script: ModuleType, path: Path, before: Sequence[Path] = ()) -> N
 
 @pytest.mark.parametrize("path", [*ALIGN, ROOT / "configs/tiny/align.yaml"], ids=lambda path: path.stem)
 def test_training_files_mean_what_they_say(path: Path) -> None:
-    before = [ROOT / "configs/align/lidc.yaml"] if path.parent.name == "methods" else []
+    before = [ROOT / "configs/align/lidc.yaml"] if path.parent.name in ("methods", "distances") else []
     read_whole(load("train", "align"), path, before)
 
 
@@ -170,3 +173,38 @@ def test_training_files_mean_what_they_say(path: Path) -> None:
 def test_evaluation_files_mean_what_they_say(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "evaluation"))
     read_whole(load("evaluation", path.stem.partition("_")[0]), path)
+
+
+@pytest.mark.parametrize("name", ["l1", "l1_scaled", "l2_scaled"])
+def test_a_distance_changes_the_search_and_nothing_else(name: str) -> None:
+    """Paper 001, Table 7: what differs between its rows is the distance, and what it needs."""
+    script, base = load("train", "align"), ROOT / "configs/align/lidc.yaml"
+    files = ["--config", str(base), "--config", str(ROOT / f"configs/align/distances/{name}.yaml")]
+    plain, other = (auto_cli(script.Config, as_positional=False, args=part) for part in (files[:2], files))
+    assert (type(other.method.inner.distance) is L1) == name.startswith("l1")
+    assert (other.method.inner.scaled != "no") == name.endswith("scaled")
+    assert dataclasses.replace(other.method, inner=plain.method.inner) == plain.method
+    assert dataclasses.replace(other, method=plain.method) == plain
+
+
+def test_the_hierarchy_of_phantoms_cuts_what_their_label_is_drawn_from_at_its_middle() -> None:
+    written = [ROOT / "configs/align/phantom_nodule.yaml", ROOT / "configs/align/methods/hierarchical_phantom.yaml"]
+    files = [part for path in written for part in ("--config", str(path))]
+    config = auto_cli(load("train", "align").Config, as_positional=False, args=files)
+    assert set(config.attributes.names) == set(MALIGNANCY.terms)
+    assert config.attributes.above == {name: DRAWN[name][0] for name in config.attributes.names}
+    assert config.architecture_args["attributes"] == config.attributes.names
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/evaluation").glob("alignment_*.yaml")), ids=lambda p: p.stem)
+def test_what_the_comment_of_a_table_trains_is_what_it_judges(path: Path) -> None:
+    """Every file that its command lines name is there, and every folder that they write is judged."""
+    comment = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    for shell, meant in re.findall(r"\b(of|to)=(\S+)", comment):
+        comment = comment.replace(f"${shell}", meant)
+    for name in re.findall(r"configs/[\w/]+\.yaml", comment):
+        assert (ROOT / name).is_file(), name
+    methods = yaml.safe_load(path.read_text())["methods"]
+    judged = {source.removesuffix("/blackbox") for sources in methods.values() for source in sources}
+    for out in re.findall(r"--out (runs/align\S+)", comment):
+        assert any(re.fullmatch(re.sub(r"\\\$\w+", "[^/]+", re.escape(out)), source) for source in judged), out

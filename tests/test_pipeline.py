@@ -171,12 +171,14 @@ def test_alignment_is_trained_and_judged(trained) -> None:
     assert plain["n"] == aligned["n"] == 20
     assert plain["reversal_gap"] == pytest.approx(plain["reversal_accuracy"] - plain["accuracy"])
     for row in (plain, aligned):
-        for key in ("saliency", "hirescam", "occlusion", "roi"):
+        for key in ("saliency", "gradcam", "hirescam", "occlusion", "change", "roi"):
             assert 0 <= row[f"{key}_precision_low"] <= row[f"{key}_precision"] <= row[f"{key}_precision_high"] <= 1
         assert row["auc_low"] <= row["auc"] <= row["auc_high"]
         assert 0 < row["chance"] < 0.5
     assert "accuracy_std" in aligned
-    assert "decoded_validity" in aligned
+    assert 0 <= aligned["decoded_roi"] <= 1
+    for more in ("", "_decoded"):
+        assert (trained[0] / f"runs/tiny/figures/alignment_tiny_panels{more}.png").stat().st_size > 5000
     twice = ("--runs.aligned", '{"a": "runs/tiny/align/blackbox", "b": "runs/tiny/align/blackbox"}')
     run("evaluation", "tuning", *twice)
     rows = result(trained[0], "tuning")["rows"]

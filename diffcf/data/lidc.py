@@ -7,7 +7,8 @@
 
 A nodule is malignant where the mean of its radiologists' ratings (1 to 5) is above 3, benign below. At exactly 3 the
 alignment papers call it benign ("3 or lower meaning benign"; "scores of 1-3 as benign"), which is the default;
-`--score-3 blank` leaves it unlabelled. Ratings are opinions, not pathology.
+`--score-3 malignant` calls it that, and `--score-3 blank` leaves it unlabelled, so that no classifier is trained or
+judged by it. Scans and splits are the same each time. Ratings are opinions, not pathology.
 
 With --background the question is another: whether a crop of 32 x 32 pixels shows a nodule (1) or lung without one (0).
 """
@@ -18,10 +19,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from diffcf.data.lidc_arrays import NoduleArrays, write_arrays, write_nodule
 from diffcf.data.lidc_background import BackgroundArrays, write_background
-from diffcf.data.lidc_nodules import label_of
+from diffcf.data.lidc_nodules import ScoreThree, label_of
 from diffcf.data.lidc_tcia import write_tcia
 from diffcf.data.manifest import SPLITS
 from diffcf.errors import DiffcfError
@@ -48,7 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where.add_argument("--background", type=Path, help="folder of nodule_vs_background_32.npz")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to; with --index a NIfTI file")
     parser.add_argument("--index", type=int, help="with --source: write this one nodule (row, from 0) as NIfTI")
-    parser.add_argument("--score-3", choices=("benign", "blank"), default="benign", help="label at a mean of exactly 3")
+    parser.add_argument(
+        "--score-3",
+        choices=get_args(ScoreThree),
+        default="benign",
+        help="label at a mean of exactly 3 (default benign)",
+    )
     parser.add_argument("--size", type=int, default=71, help="with --tcia: pixels a side of a crop (default 71)")
     parser.add_argument("--slices", type=int, default=1, help="with --tcia: slices, around the central one (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the split by patient")

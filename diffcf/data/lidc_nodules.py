@@ -14,14 +14,14 @@ from diffcf.data.lidc_xml import Outline, Reading
 from diffcf.errors import ScanError
 from diffcf.types import Provenance, Scan
 
-ScoreThree = Literal["benign", "blank"]
+ScoreThree = Literal["benign", "malignant", "blank"]
 RATED = ("subtlety", "calcification", "sphericity", "margin", "lobulation", "spiculation", "texture")
 
 
 def label_of(malignancy: float, score_3: ScoreThree = "benign") -> int | None:
-    """Class of a mean rating: 1 malignant (above 3), 0 benign (below); at exactly 3 benign or None, as asked."""
+    """Class of a mean rating: 1 malignant (above 3), 0 benign (below); at exactly 3 as asked, "blank" being None."""
     if malignancy == 3:
-        return 0 if score_3 == "benign" else None
+        return {"benign": 0, "malignant": 1, "blank": None}[score_3]
     return int(malignancy > 3)
 
 

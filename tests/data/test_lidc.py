@@ -59,6 +59,9 @@ def test_arrays_become_a_manifest(arrays: Path, tmp_path: Path, capsys: pytest.C
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"wrote {out / 'manifest.csv'}"
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["train", "val", "test"]
+    assert lidc.main(["--source", str(arrays), "--out", str(out), "--score-3", "malignant"]) == 0
+    assert counts(out / "manifest.csv") == {0: 1, 1: 3}
+    capsys.readouterr()
     assert lidc.main(["--source", str(arrays), "--out", str(out), "--score-3", "blank"]) == 0
     assert counts(out / "manifest.csv") == {0: 1, 1: 1, None: 2}
     assert "unlabelled: " in capsys.readouterr().out
@@ -127,7 +130,7 @@ def test_what_is_refused_is_said_and_ends_with_its_code(
         ["--source", "arrays"],
         ["--source", "arrays", "--tcia", "LIDC-IDRI", "--out", "out"],
         ["--tcia", "LIDC-IDRI", "--index", "0", "--out", "out"],
-        ["--source", "arrays", "--score-3", "malignant", "--out", "out"],
+        ["--source", "arrays", "--score-3", "undecided", "--out", "out"],
         ["--source", "arrays", "--index", "first", "--out", "out"],
     ],
 )

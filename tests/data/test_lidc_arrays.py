@@ -130,7 +130,17 @@ def test_everything_that_the_manifest_says(source: Path, tmp_path: Path) -> None
 
 def test_a_score_of_three_is_labelled_as_asked(source: Path, tmp_path: Path) -> None:
     assert [row.label for row in written(source, tmp_path / "benign", score_3="benign")] == [1, 0, 0, 0]
+    assert [row.label for row in written(source, tmp_path / "malignant", score_3="malignant")] == [1, 1, 0, 1]
     assert [row.label for row in written(source, tmp_path / "blank", score_3="blank")] == [1, None, 0, None]
+
+
+def test_a_score_of_three_changes_labels_alone(source: Path, tmp_path: Path) -> None:
+    """Patients, splits, masks and attributes stay, so that classifiers of both kinds are judged on the same scans."""
+    benign, blank = (written(source, tmp_path / name, score_3=name, seed=1) for name in ("benign", "blank"))
+    for one, other in zip(benign, blank, strict=True):
+        assert (one.patient, one.split, one.path.name) == (other.patient, other.split, other.path.name)
+        assert (one.mask is None) == (other.mask is None)
+        assert one.attributes == other.attributes
 
 
 def test_the_table_s_test_patients_are_the_test_set(tmp_path: Path) -> None:

@@ -61,11 +61,19 @@ def block(top: int, left: int, bottom: int, right: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("malignancy", "benign", "blank"),
-    [(1, 0, 0), (2.75, 0, 0), (math.nextafter(3, 0), 0, 0), (3, 0, None), (math.nextafter(3, 4), 1, 1), (5, 1, 1)],
+    ("malignancy", "benign", "malignant", "blank"),
+    [
+        (1, 0, 0, 0),
+        (2.75, 0, 0, 0),
+        (math.nextafter(3, 0), 0, 0, 0),
+        (3, 0, 1, None),
+        (math.nextafter(3, 4), 1, 1, 1),
+        (5, 1, 1, 1),
+    ],
 )
-def test_labels(malignancy: float, benign: int, blank: int | None) -> None:
+def test_labels(malignancy: float, benign: int, malignant: int, blank: int | None) -> None:
     assert label_of(malignancy) == label_of(malignancy, "benign") == benign
+    assert label_of(malignancy, "malignant") == malignant
     assert label_of(malignancy, "blank") == blank
 
 

@@ -176,7 +176,7 @@ def test_four_readers_and_three_nodules(source: Path, out: Path, turn: bool) -> 
     assert {path.name for path in out.iterdir()} == {"manifest.csv", "scans", "masks"}
 
 
-@pytest.mark.parametrize(("score_3", "label"), [("benign", 0), ("blank", None)])
+@pytest.mark.parametrize(("score_3", "label"), [("benign", 0), ("malignant", 1), ("blank", None)])
 def test_a_mean_of_three_is_labelled_as_asked(source: Path, out: Path, score_3: str, label: int | None) -> None:
     series = made.write_series(series_folder(source, "P"), "P")
     sessions = [[made.nodule("1", series.roi(2, NODULE), malignancy=given)] for given in (1, 4, 4)]
