@@ -5,7 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# One thread for each of the processes among which pytest-xdist shares the files; before torch is imported anywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
+
+LONG = ("test_pipeline", "test_readme", "test_adjoint", "test_align", "test_hierarchy", "test_loss", "test_configs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that no process waits for another's last one."""
+    items.sort(key=lambda item: not item.path.stem.startswith(LONG))
 
 
 @pytest.fixture(scope="session")

@@ -176,7 +176,7 @@ def test_the_gradient_through_the_image_is_that_of_images_found_anew(towards, cl
     asked = torch.rand(6, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 
     def penalty(adjoint) -> Tensor:
-        inner = Inner(distance_weight=30.0, solver=GaussNewton(60), adjoint=adjoint)
+        inner = Inner(distance_weight=30.0, solver=GaussNewton(25), adjoint=adjoint)
         loss = AlignmentLoss(perceiver, inner)
         goal = of_found(asked, inner) if towards == "found" else of_flipped(batch, inner)
         opened = loss.space.at(batch.image)
