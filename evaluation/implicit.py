@@ -29,7 +29,7 @@ from common import RESULTS, mean_row, write_result
 from rich.progress import track
 from torch import Tensor, nn
 
-from diffcf.alignment.loss import AlignmentLoss, Inner
+from diffcf.alignment.loss import AlignmentLoss, Inner, Start
 from diffcf.alignment.methods import CounterfactualAlignment, TrainingLoss, Vanilla
 from diffcf.alignment.regions import regions_of
 from diffcf.classifiers.blackbox import load_blackbox
@@ -90,7 +90,7 @@ class Moved:
         found = AlignmentLoss(classifier, replace(inner, adjoint=Detached()))(image, region)
         nearer: Any = replace(inner.solver, steps=again)
         self.loss = AlignmentLoss(classifier, replace(inner, solver=nearer, adjoint=Detached()))
-        self.target, self.start = found.target, found.reached
+        self.target, self.start = found.target, Start(found.change, found.target)
 
     @torch.no_grad()
     def __call__(self, direction: list[Tensor], step: float) -> float:
@@ -105,7 +105,7 @@ class Moved:
         return value
 
 
-def gradient_of(loss: AlignmentLoss, image: Tensor, region: Tensor, start: Tensor | None) -> tuple[list[Tensor], Any]:
+def gradient_of(loss: AlignmentLoss, image: Tensor, region: Tensor, start: Start | None) -> tuple[list[Tensor], Any]:
     """The gradient of the mean penalty to every weight, and the report."""
     found = loss(image, region, start=start)
     slopes = torch.autograd.grad(found.penalty.mean(), list(loss.classifier.parameters()))

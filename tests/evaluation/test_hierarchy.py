@@ -32,8 +32,7 @@ def run(folder: str, name: str, *more: str) -> Any:
 
 
 def train(out: str, *more: str) -> Any:
-    terms = {"share": 0.25, "wait": 0.5, "attribute_weight": 5.0}
-    terms |= {"inner": {"solver": {"steps": 2}}, "reasons": {"solver": {"steps": 4}}}
+    terms = {"share": 0.25, "wait": 0.5, "attribute_weight": 5.0, "inner": {"solver": {"steps": 2}}}
     method = {"class_path": "HierarchicalAlignment", "init_args": terms}
     settings = {"method": method, "attributes": ATTRIBUTES, "architecture_args": NETWORK, "shortcut": None}
     given = [word for key, value in settings.items() for word in (f"--{key}", json.dumps(value))]
