@@ -176,9 +176,7 @@ def test_alignment_is_trained_and_judged(trained) -> None:
         assert row["auc_low"] <= row["auc"] <= row["auc_high"]
         assert 0 < row["chance"] < 0.5
     assert "accuracy_std" in aligned
-    assert 0 <= aligned["decoded_roi"] <= 1
-    for more in ("", "_decoded"):
-        assert (trained[0] / f"runs/tiny/figures/alignment_tiny_panels{more}.png").stat().st_size > 5000
+    assert (trained[0] / "runs/tiny/figures/alignment_tiny_panels.png").stat().st_size > 5000
     twice = ("--runs.aligned", '{"a": "runs/tiny/align/blackbox", "b": "runs/tiny/align/blackbox"}')
     run("evaluation", "tuning", *twice)
     rows = result(trained[0], "tuning")["rows"]
