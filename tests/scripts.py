@@ -5,13 +5,28 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 from jsonargparse import auto_cli
+from tiny_data import write_tiny_data
 
 ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with tiny data, which is the current one for a while, in which scripts run."""
+    folder = tmp_path_factory.mktemp("tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(ROOT / "evaluation"))
+        write_tiny_data(folder / "runs" / "tiny" / "data", scans=100)
+        yield folder
 
 
 def load(folder: str, name: str) -> ModuleType:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from jsonargparse import auto_cli
-from scripts import ROOT, load, result, run
-from tiny_data import write_tiny_data
+from scripts import ROOT, load, result, run, workspace
 
 from diffcf import weights
 from diffcf.cards import AgentCard, ClassifierCard, read_card
@@ -32,14 +31,8 @@ from diffcf.weights import content_hash
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Any:
     """Generator, black box and agent in runs/tiny, trained by the scripts themselves."""
-    folder = tmp_path_factory.mktemp("tiny")
-    patch = pytest.MonkeyPatch()
-    patch.chdir(folder)
-    patch.syspath_prepend(str(ROOT / "evaluation"))
-    write_tiny_data(folder / "runs" / "tiny" / "data", scans=100)
-    figures = {name: run("train", name) for name in ("diffae", "classifier", "agent")}
-    yield folder, figures
-    patch.undo()
+    with workspace(tmp_path_factory) as folder:
+        yield folder, {name: run("train", name) for name in ("diffae", "classifier", "agent")}
 
 
 def test_the_scripts_train(trained) -> None:
@@ -176,7 +169,9 @@ def test_alignment_is_trained_and_judged(trained) -> None:
         assert row["auc_low"] <= row["auc"] <= row["auc_high"]
         assert 0 < row["chance"] < 0.5
     assert "accuracy_std" in aligned
-    assert (trained[0] / "runs/tiny/figures/alignment_tiny_panels.png").stat().st_size > 5000
+    assert 0 <= aligned["decoded_roi"] <= 1
+    for more in ("", "_decoded"):
+        assert (trained[0] / f"runs/tiny/figures/alignment_tiny_panels{more}.png").stat().st_size > 5000
     twice = ("--runs.aligned", '{"a": "runs/tiny/align/blackbox", "b": "runs/tiny/align/blackbox"}')
     run("evaluation", "tuning", *twice)
     rows = result(trained[0], "tuning")["rows"]

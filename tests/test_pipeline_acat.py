@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from scripts import ROOT, load, result, run
-from tiny_data import write_tiny_data
+from scripts import ROOT, load, result, run, workspace
 from train_runs import launch, losses
 
 from diffcf.classifiers.blackbox import load_blackbox
@@ -23,14 +22,8 @@ SECOND = ("--seed=1", "--split=3", f"--out={RUNS[1]}")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Any:
     """Two runs, each with its baseline, autoencoder, maps and ACAT."""
-    folder = tmp_path_factory.mktemp("tiny")
-    patch = pytest.MonkeyPatch()
-    patch.chdir(folder)
-    patch.syspath_prepend(str(ROOT / "evaluation"))
-    write_tiny_data(folder / "runs" / "tiny" / "data", scans=100)
-    figures = [run("train", "acat"), run("train", "acat", *SECOND)]
-    yield folder, figures
-    patch.undo()
+    with workspace(tmp_path_factory) as folder:
+        yield folder, [run("train", "acat"), run("train", "acat", *SECOND)]
 
 
 def test_all_stages_are_written(trained) -> None:

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonargparse import auto_cli
-from tiny_data import write_tiny_data
+from scripts import run, workspace
 
 from diffcf.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
 ATTRIBUTES = {"names": ["column", "row"], "above": {"column": 7, "row": 4}}
 NETWORK = {"attributes": ["column", "row"], "backbone_args": {"width": 8, "places": 2}}
-
-
-def run(folder: str, name: str, *more: str) -> Any:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    spec = importlib.util.spec_from_file_location(f"tiny_{name}", ROOT / folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    args = ["--config", str(ROOT / f"configs/tiny/{name}.yaml"), *more]
-    return module.main(auto_cli(module.Config, as_positional=False, args=args))
 
 
 def train(out: str, *more: str) -> Any:
@@ -43,13 +27,8 @@ def train(out: str, *more: str) -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    patch = pytest.MonkeyPatch()
-    patch.chdir(folder)
-    patch.syspath_prepend(str(ROOT / "evaluation"))
-    write_tiny_data(folder / "runs" / "tiny" / "data", scans=100)
-    yield folder
-    patch.undo()
+    with workspace(tmp_path_factory) as folder:
+        yield folder
 
 
 def judged(folder: Path, steps: int) -> list[dict[str, Any]]:

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from scripts import ROOT, load, result, run
-from tiny_data import write_tiny_data
+from scripts import load, result, run, workspace
 from tiny_generator import SIZE, tiny
 
 from diffcf.errors import ConfigError
@@ -18,13 +17,8 @@ from diffcf.errors import ConfigError
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Any:
     """A folder with tiny data, in which scripts run."""
-    made = tmp_path_factory.mktemp("throughput")
-    patch = pytest.MonkeyPatch()
-    patch.chdir(made)
-    patch.syspath_prepend(str(ROOT / "evaluation"))
-    write_tiny_data(made / "runs" / "tiny" / "data", scans=100)
-    yield made
-    patch.undo()
+    with workspace(tmp_path_factory) as made:
+        yield made
 
 
 @pytest.fixture
