@@ -26,14 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
-
 from diffcf.data.manifest import Manifest, ManifestRow, hash_split
-from diffcf.data.regions import Cases, add_common_options, even_slices, existing_folder, run_loader
-from diffcf.errors import ConfigError, ScanError
+from diffcf.data.regions import Cases, add_common_options, even_slices, existing_folder, read_region, run_loader
+from diffcf.errors import ConfigError
 from diffcf.folders import whole_folder
 from diffcf.scans import read_scan
-from diffcf.types import Scan
 
 Label = Literal["moderate", "any", "outlined"]
 SEVERITIES = (0, 1, 2, 3, 4)
@@ -96,17 +93,6 @@ def label_of(study: Study, label: Label) -> int | None:
     return int(study.severity > 0)
 
 
-def check_mask(path: Path, scan: Scan) -> None:
-    """Errors: ScanError for a mask on another grid than its scan, with other values than 0 and 1, and an empty one."""
-    mask = read_scan(path, modality="other")
-    if mask.volume.shape != scan.volume.shape or not np.allclose(mask.affine, scan.affine, atol=1e-3):
-        raise ScanError(f"{path}: the mask is not on the grid of {scan.provenance.path}. Fetch both again.")
-    found = np.unique(mask.volume)
-    if not np.array_equal(found, (0, 1)):
-        shown = ", ".join(f"{value:g}" for value in found[:8])
-        raise ScanError(f"{path}: values {shown}; expected a mask of 0 and 1, and a region in it. Fetch it again.")
-
-
 def write_mosmed(
     source: str | Path,
     out: str | Path,
@@ -137,7 +123,7 @@ def write_mosmed(
             with cases.case():
                 scan = read_scan(study.path)
                 if study.mask is not None:
-                    check_mask(study.mask, scan)
+                    read_region(study.mask, scan)
                 rows.append(
                     ManifestRow(
                         path=study.path,

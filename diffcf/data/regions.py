@@ -12,6 +12,7 @@ import numpy as np
 
 from diffcf.data.manifest import SPLITS, Manifest
 from diffcf.errors import ConfigError, DiffcfError, ScanError
+from diffcf.scans import read_scan
 from diffcf.scans.prepare import even_places
 from diffcf.types import Scan
 
@@ -68,6 +69,21 @@ def even_slices(scan: Scan, count: int) -> str:
             f"{scan.provenance.path}: {depth} slice(s), fewer than the {count} that are asked for; lower --slices."
         )
     return ",".join(map(str, even_places(depth, count)))
+
+
+def read_region(path: Path, scan: Scan) -> np.ndarray:
+    """A mask of 0 and 1 on the scan's grid, bool "z y x".
+
+    Errors: ScanError for a mask on another grid, with other values, and an empty one.
+    """
+    mask = read_scan(path, modality="other")
+    if mask.volume.shape != scan.volume.shape or not np.allclose(mask.affine, scan.affine, atol=1e-3):
+        raise ScanError(f"{path}: the mask is not on the grid of {scan.provenance.path}. Fetch both again.")
+    found = np.unique(mask.volume)
+    if not np.array_equal(found, (0, 1)):
+        shown = ", ".join(f"{value:g}" for value in found[:8])
+        raise ScanError(f"{path}: values {shown}; expected a mask of 0 and 1, and a region in it. Fetch it again.")
+    return mask.volume != 0
 
 
 def write_picture(levels: np.ndarray, path: Path) -> Path:
