@@ -20,10 +20,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from common import RESULTS, first_of_each_class, mean_row, write_result
 from einops import rearrange
+from leakage import leakage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,9 +43,8 @@ from diffcf.counterfactuals.exemplar import EXEMPLARS_NAME
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.generators.generator import SliceWise, load_diffusion
-from diffcf.metrics.classification import auc, bootstrap_interval
 from diffcf.metrics.counterfactual import diversity, rank_correlation
-from diffcf.metrics.probes import composition, linear_probe
+from diffcf.metrics.probes import composition
 from diffcf.training.command import run_script
 from diffcf.types import Candidate, Code, Scorer
 from diffcf.weights import part_of
@@ -105,35 +104,6 @@ def smoothed(change: Tensor, side: int) -> Tensor:
     return rearrange(F.avg_pool2d(flat, side, 1, side // 2), "(n s) c h w -> n (s c h w)", s=change.shape[1])
 
 
-def leakage(generator: Any, sets: dict[str, ScanDataset], config: Config) -> list[dict[str, Any]]:
-    """AUC of a linear reader on each part of the code."""
-    codes: dict[str, dict[str, Tensor]] = {}
-    labels: dict[str, Tensor] = {}
-    patients: dict[str, list[str]] = {}
-    for split, scans in sets.items():
-        index = first_of_each_class(scans.labels, range(len(scans)), config.read)
-        found = [generator.encode(part) for part in scans.images[index].split(config.batch)]
-        x_t = [code.stochastic.flatten(1) for code in found if code.stochastic is not None]
-        codes[split] = {
-            "leakage: semantic code": torch.cat([code.semantic.flatten(1) for code in found]),
-            "leakage: x_T": torch.cat(x_t),
-        }
-        labels[split] = scans.labels[index]
-        patients[split] = [scans.patients[i] for i in index]
-    rows = []
-    truth = labels["test"].numpy()
-    for name in codes["train"]:
-        scores = linear_probe(codes["train"][name], labels["train"], codes["test"][name]).numpy()
-
-        def figure(index: np.ndarray, scores: np.ndarray = scores) -> float:
-            return auc(scores[index], truth[index])
-
-        low, high = bootstrap_interval(figure, groups=patients["test"], resamples=config.resamples, seed=config.seed)
-        whole = figure(np.arange(len(truth)))
-        rows.append({"method": name, "n": len(truth), "auc": whole, "auc_low": low, "auc_high": high})
-    return rows
-
-
 @torch.no_grad()
 def main(config: Config) -> list[dict[str, Any]]:
     """Ask all questions; prints and writes the table, returns its rows."""
@@ -190,7 +160,8 @@ def main(config: Config) -> list[dict[str, Any]]:
 
     cycles = composition(images, lambda x: generator.decode(generator.encode(x)).clamp(-1, 1), 3)
     rows = [row(f"composition: {k} cycle(s)", {"psnr": cycles[k - 1].numpy()}) for k in (1, 3)]
-    rows += leakage(generator, sets, config)
+    how = {"read": config.read, "batch": config.batch, "resamples": config.resamples, "seed": config.seed}
+    rows += [{"method": f"leakage: {part}", **read} for part, read in leakage(generator, sets, **how).items()]
 
     own, reached = search(usual, scorers["trained"])
     again = [search(usual, scorers["trained"], seed=config.seed + k)[0] for k in (1, 2)]

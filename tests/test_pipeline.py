@@ -111,6 +111,20 @@ def test_a_plain_autoencoder_explains_and_is_judged(trained) -> None:
     assert row["psnr"] > 10
     assert row["default"]
     assert not any(key.startswith(("sampler", "code_", "x_T")) for key in row)
+    run("evaluation", "semantic")
+    rows = {(row["method"], row["code"]): row for row in result(trained[0], "semantic")["rows"]}
+    assert {code for _, code in rows} == {
+        "whole", "directions 2 of 4", "directions 1 of 4", "noise 0.1", "noise 0.3", "noise 1",
+    }  # fmt: skip
+    whole = rows["plain", "whole"]
+    assert whole["psnr"] == pytest.approx(whole["psnr_inverted"], abs=1e-3)  # its code is all there is
+    assert "probe_x_T" not in whole
+    assert rows["plain", "noise 1"]["psnr"] < rows["plain", "noise 0.1"]["psnr"] <= whole["psnr"] + 0.1
+    assert rows["plain", "directions 1 of 4"]["psnr"] < whole["psnr"]
+    drawn = rows["diffusion", "whole"]
+    assert (drawn["numbers"], drawn["share"]) == (4 * 4 * 4, 4 * 4 * 4 / 16**2)
+    assert drawn["psnr"] < drawn["psnr_inverted"]
+    assert 0 <= drawn["probe_x_T"] <= 1
 
 
 def test_agreement(trained) -> None:
