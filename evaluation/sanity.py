@@ -59,7 +59,7 @@ class Config:
         manifest: CSV file; labelled rows of `split` are looked at, those of train and val train the reader of codes.
         generator, classifier, agent: folders or bundled names.
         other: another trained classifier, for the randomisation check.
-        without_agent: the method of the randomisation check.
+        method: null is the default for this agent and generator. without_agent: that of the randomisation check.
         scans: at most so many of each class; 0 takes all.
         read: at most so many scans of each class for the reader of codes; 0 takes all.
         smooth: pixels a side over which maps are averaged.
@@ -77,6 +77,7 @@ class Config:
     classifier: str
     agent: str
     other: str
+    method: Method | None = None
     without_agent: Method = field(default_factory=Latent)
     scans: int = 10
     read: int = 150
@@ -112,9 +113,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     random = redrawn(load_blackbox(config.classifier), config.seed)
     agent = AgentScorer(load_agent(config.agent))
     folder = part_of(config.agent, "agent")
-    usual: Method = Exemplar(folder) if (folder / EXEMPLARS_NAME).is_file() else Shift()
-    if generator.spatial and isinstance(usual, Shift):
-        usual = Latent()
+    plain = Latent() if generator.spatial else Shift()
+    usual = config.method or (Exemplar(folder) if (folder / EXEMPLARS_NAME).is_file() else plain)
     preparation = replace(generator.card.preparation, slices=blackbox.card.preparation.slices)
     manifest = Manifest.read(config.manifest)
     known = [row for name in ("train", "val") for row in manifest.split(name) if row.label is not None]

@@ -32,8 +32,8 @@ CHIEF = {  # of scripts with more columns than a page can show
     ),
     "alignment": (
         "method", "n", "seeds", "accuracy", "reversal_accuracy", "reversal_gap", "accuracy_gap", "auc",
-        "saliency_precision", "hirescam_precision", "occlusion_precision", "chance", "relevance_mass", "pointing",
-        "roi_precision", "validity",
+        "saliency_precision", "gradcam_precision", "hirescam_precision", "occlusion_precision", "chance",
+        "relevance_mass", "pointing", "roi_precision", "validity", "decoded_roi", "decoded_validity",
     ),
     "acat": (
         "method", "n", "runs", "accuracy", "gain", "auc", "sensitivity", "specificity",

@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--test-correlation", type=float, help="of mark and label in the test split (default: the same)"
     )
-    parser.add_argument("--label", default="disease", help="by what: disease (default), mark or an attribute's name")
+    parser.add_argument(
+        "--label", default="disease", help="by what: disease (default), mark, side (of brains) or an attribute's name"
+    )
     parser.add_argument(
         "--cause", choices=("scene", "classes"), default="scene", help="masks: this nodule, or those of both classes"
     )

@@ -24,6 +24,7 @@ from diffcf.data.phantom.shortcut import Shortcut, add_shortcut
 from diffcf.errors import ConfigError
 
 CLASSES = ("no lesion", "lesion")
+SIDES = ("no lesion", "left", "right", "both")
 TERRITORIES = ("left ACA", "left MCA", "left PCA", "right ACA", "right MCA", "right PCA")
 FIELD = 224.0  # mm, side of the slice
 THICKNESS = 5.0  # mm
@@ -55,6 +56,7 @@ def territory_scene(
     grade: int | None = None,
     lesion: bool = True,
     imbalance: float | None = None,
+    second: float = 0.0,
     anatomy_seed: int | None = None,
     shortcut: Shortcut | None = None,
 ) -> Scene:
@@ -63,17 +65,19 @@ def territory_scene(
     The label is 1 where there is a lesion: an infarct, 7 to 14 HU darker than the tissue, in one of `TERRITORIES`
     (anterior, middle and posterior cerebral artery of either side). Its size grade is drawn by `labels.LESION_GRADES`
     (0, no lesion: half of the scenes; 1 to 4: an eighth each), its territory evenly; both may be given. imbalance:
-    another share of scenes with a lesion. lesion: False leaves it out, everything else being equal, the label too.
+    another share of scenes with a lesion. second: of these, the share that have one more of the same grade in a
+    territory of the other side. lesion: False leaves all out, everything else being equal, the label too.
     anatomy_seed: scenes that share it show one patient's head.
 
-    Attributes: `grade`; `territory`, its index (-1 without a lesion); `contrast`, HU; `noise`, HU. `probability` is 0
-    or 1, since the grade decides. `regions` holds the six territories by name.
+    Attributes: `grade`; `territory`, its index (-1 without a lesion); `second`, that of the other lesion (-1 without
+    one; where the share is 0 the attribute is left out); `contrast`, HU; `noise`, HU. `probability` is 0 or 1, since
+    the grade decides. `regions` holds the six territories by name.
 
-    Errors: ConfigError for a size, territory or grade that does not exist.
+    Errors: ConfigError for a size, territory, grade or share that does not exist.
     """
     check_size(size)
     pixel = FIELD / size
-    chosen = _chosen(seed, territory, grade, imbalance)
+    chosen = _chosen(seed, territory, grade, imbalance, second)
     rng = stream(seed if anatomy_seed is None else anatomy_seed, "head")
     head = _head(rng, size, pixel)
     hu = _tissue(rng, head)
@@ -81,7 +85,9 @@ def territory_scene(
     noise_rng = stream(seed, "noise")
     deviation = float(noise_rng.uniform(4.0, 7.0)) * min(1.0, (1.75 / pixel) ** 0.7)
     noise = np.float32(deviation) * ct_noise(noise_rng, hu.shape, 1.0)
-    cover = _infarct(stream(seed, "infarct"), head, regions, chosen)
+    cover = _infarct(stream(seed, "infarct"), head, regions, chosen, "territory")
+    if second:
+        cover = np.maximum(cover, _infarct(stream(seed, "second infarct"), head, regions, chosen, "second"))
     without = (hu + noise)[None]
     volume = (hu - np.float32(chosen["contrast"]) * cover + noise)[None] if lesion else without
     label = int(chosen["grade"] > 0)
@@ -102,8 +108,18 @@ def territory_scene(
     )
 
 
-def _chosen(seed: int, territory: int | None, grade: int | None, imbalance: float | None) -> dict[str, float]:
+def side_of(attributes: Mapping[str, float]) -> int:
+    """The index into `SIDES` of a scene's lesions, from its attributes."""
+    sides = {int(attributes[name]) // 3 for name in ("territory", "second") if attributes.get(name, -1) >= 0}
+    return len(SIDES) - 1 if len(sides) == 2 else 1 + sides.pop() if sides else 0
+
+
+def _chosen(
+    seed: int, territory: int | None, grade: int | None, imbalance: float | None, second: float
+) -> dict[str, float]:
     check_share(imbalance)
+    if not 0 <= second <= 1:
+        raise ConfigError(f"second {second!r}: expected the share of scenes with a second lesion, from 0 to 1.")
     if territory is not None and territory not in range(len(TERRITORIES)):
         raise ConfigError(f"territory {territory!r}: expected 0 to 5, for {', '.join(TERRITORIES)}.")
     if grade is not None and grade not in LESION_GRADES:
@@ -115,11 +131,16 @@ def _chosen(seed: int, territory: int | None, grade: int | None, imbalance: floa
     drawn_grade = int(np.searchsorted(np.cumsum(shares)[:-1], rng.random(), side="right"))
     drawn_territory = int(rng.integers(len(TERRITORIES)))
     size = drawn_grade if grade is None else grade
-    return {
+    first = drawn_territory if territory is None else territory
+    chosen = {
         "grade": float(size),
-        "territory": float((drawn_territory if territory is None else territory) if size else -1),
+        "territory": float(first if size else -1),
         "contrast": round(float(rng.uniform(7, 14)), 3),
     }
+    if second:
+        drawn = rng.random() < second, (first // 3 * 3 + 3) % 6 + int(rng.integers(3))  # a territory of the other side
+        chosen["second"] = float(drawn[1] if size and drawn[0] else -1)
+    return chosen
 
 
 def _head(rng: np.random.Generator, size: int, pixel: float) -> _Head:
@@ -196,13 +217,20 @@ def _territories(head: _Head) -> dict[str, np.ndarray]:
 
 
 def _infarct(
-    rng: np.random.Generator, head: _Head, regions: Mapping[str, np.ndarray], chosen: Mapping[str, float]
+    rng: np.random.Generator,
+    head: _Head,
+    regions: Mapping[str, np.ndarray],
+    chosen: Mapping[str, float],
+    which: str,
 ) -> np.ndarray:
-    """How much each pixel belongs to the lesion, "h w": a blob around a point of the territory, bounded by it."""
+    """How much each pixel belongs to a lesion, "h w": a blob around a point of its territory, bounded by it.
+
+    which: the attribute that says the territory.
+    """
     place, wobble = rng.random(2), smooth_noise(rng, head.y.shape, 12 / head.pixel)
-    if not chosen["grade"]:
+    if chosen[which] < 0:
         return np.zeros(head.y.shape, np.float32)
-    region = regions[TERRITORIES[int(chosen["territory"])]]
+    region = regions[TERRITORIES[int(chosen[which])]]
     rows, columns = np.nonzero(region & (head.brain < -7))
     at = int(place[0] * len(rows))
     y, x = head.y[rows[at], columns[at]], head.x[rows[at], columns[at]]

@@ -12,7 +12,7 @@ import numpy as np
 from diffcf.cards import Preparation
 from diffcf.data.manifest import Manifest, ManifestRow, hash_split
 from diffcf.data.masks import mask_of_patch
-from diffcf.data.phantom.brain import TERRITORIES, territory_scene
+from diffcf.data.phantom.brain import SIDES, TERRITORIES, side_of, territory_scene
 from diffcf.data.phantom.fibrosis import fibrosis_scene
 from diffcf.data.phantom.nodule import DRAWN, nodule_scene
 from diffcf.data.phantom.scene import Scene
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["fibrosis", "nodule", "territory"]
+SECOND = 0.25  # of the lesions of a set labelled by side are on both
 SEEDS = 1_000_000  # scene i of the set with seed s has seed SEEDS * (s + 1) + i: sets share no scene, and none is small
 
 
@@ -35,9 +36,10 @@ class PhantomSet:
 
     shortcut: in train and val with its own correlation, in test with `test_correlation` (None: the same). label: what
     a scene is labelled by, and what its mask shows: the disease, or the mark, which with correlation 0 makes a set
-    whose labels nothing but the mark can tell, or an attribute by its name: 1 where it is above its middle in nodules
-    (`DRAWN`). cause: what a nodule's mask shows, where it is, or all that a nodule of
-    the one class or the other covers there, as a mark's mask is the union of both marks (`nodule_scene`, twin).
+    whose labels nothing but the mark can tell; of brains the side, as an index of `SIDES`, in a set that has lesions on
+    both; or of nodules an attribute by its name: 1 where it is above its middle (`DRAWN`). cause: what a nodule's mask
+    shows, where it is, or all that a nodule of the one class or the other covers there, as a mark's mask is the union
+    of both marks (`nodule_scene`, twin).
     """
 
     kind: Kind
@@ -64,7 +66,8 @@ class PhantomSet:
         body = seed - index % self.scans_per_patient
         if self.kind == "fibrosis":
             return fibrosis_scene(seed, self.size, self.slices, anatomy_seed=body, **common)
-        return territory_scene(seed, self.size, anatomy_seed=body, **common)
+        second = SECOND if self.label == "side" else 0.0
+        return territory_scene(seed, self.size, anatomy_seed=body, second=second, **common)
 
 
 def write_scenes(wanted: PhantomSet, out: str | Path) -> Manifest:
@@ -89,10 +92,9 @@ def write_scenes(wanted: PhantomSet, out: str | Path) -> Manifest:
         raise ConfigError("labels by the mark need a shortcut; name its kind.")
     if wanted.cause == "classes" and wanted.kind != "nodule":
         raise ConfigError(f"a cause of both classes is known for nodules, not for {wanted.kind}; leave it out.")
-    if wanted.label not in ("disease", "mark") and (wanted.kind != "nodule" or wanted.label not in DRAWN):
-        raise ConfigError(
-            f"label {wanted.label!r}: expected disease, mark, or for nodules an attribute: {', '.join(DRAWN)}."
-        )
+    known = ("disease", "mark", *{"nodule": DRAWN, "territory": ("side",)}.get(wanted.kind, ()))
+    if wanted.label not in known:
+        raise ConfigError(f"label {wanted.label!r}: of the kind {wanted.kind} expected one of {', '.join(known)}.")
     with whole_folder(Path(out), ()) as folder:
         steps = track(range(wanted.count), description=wanted.kind, console=Console(stderr=True), transient=True)
         Manifest([_write(wanted, index, folder) for index in steps], str(out)).write(folder / "manifest.csv")
@@ -102,8 +104,9 @@ def write_scenes(wanted: PhantomSet, out: str | Path) -> Manifest:
 def territory_masks(rows: Sequence[ManifestRow], preparation: Preparation) -> Tensor:
     """Where the territory lies that has the lesion, on a model's grid: float "n s 1 h w" of 0 and 1.
 
-    rows: of a set of the kind "territory"; the attribute `territory` says which one, and regions/, beside scans/, where
-    it is. Zeros for a scene without a lesion. Errors: ConfigError for a row of other data; ScanError as `prepare`.
+    rows: of a set of the kind "territory"; the attributes `territory` and, with lesions on both sides, `second` say
+    which, and regions/, beside scans/, where they are. Zeros for a scene without a lesion. Errors: ConfigError for a
+    row of other data; ScanError as `prepare`.
     """
     import torch
     from einops import rearrange
@@ -120,7 +123,9 @@ def territory_masks(rows: Sequence[ManifestRow], preparation: Preparation) -> Te
             )
         if territory >= 0:
             scan, regions = read_scan(row.path), read_scan(path, modality="other")
-            region = replace(regions, volume=regions.volume == territory + 1)
+            second = row.attributes.get("second")
+            numbers = [one + 1 for one in (territory, second) if one is not None and one >= 0]
+            region = replace(regions, volume=np.isin(regions.volume, numbers))
             mask[:] = mask_of_patch(region, scan, prepare(scan, preparation))
     return rearrange(torch.from_numpy(masks), "n s h w -> n s 1 h w")
 
@@ -149,6 +154,9 @@ def _write(wanted: PhantomSet, index: int, folder: Path) -> ManifestRow:
     if wanted.label in DRAWN:
         label = int(scene.attributes[wanted.label] > DRAWN[wanted.label][0])
         name_of_class = f"{'high' if label else 'low'} {wanted.label}"
+    if wanted.label == "side":
+        label = side_of(scene.attributes)
+        name_of_class = SIDES[label]
     return ManifestRow(
         path=write_nifti(scene.scan.volume, scene.scan, folder / "scans" / name),
         patient=patient,

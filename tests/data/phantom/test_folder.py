@@ -65,6 +65,28 @@ def test_the_territory_of_the_lesion_on_a_models_grid(tmp_path: Path) -> None:
     assert torch.equal(crop, masks[..., 16:48, 16:48])
 
 
+def test_brains_by_side(tmp_path: Path) -> None:
+    made = write_scenes(PhantomSet("territory", 24, size=32, label="side"), tmp_path / "set")
+    rows = [row for split in ("train", "val", "test") for row in made.split(split)]
+    assert {(row.label, row.notes["class"]) for row in rows} == {
+        (0, "no lesion"),
+        (1, "left"),
+        (2, "right"),
+        (3, "both"),
+    }
+    whole = Preparation(Window(40, 80), size=32, slices=1, field="resize", spacing=None)
+    masks, lesions = territory_masks(rows, whole), ScanDataset(rows, whole, mask=True, cache=False).masks
+    assert lesions is not None
+    for row, mask, lesion in zip(rows, masks, lesions, strict=True):
+        stored = np.asarray(nibabel.load(tmp_path / "set" / "regions" / row.path.name).dataobj)[:, :, 0].T
+        numbers = [row.attributes[name] + 1 for name in ("territory", "second") if row.attributes[name] >= 0]
+        assert len(numbers) == (0, 1, 1, 2)[row.label]
+        assert np.array_equal(mask[0, 0].numpy(), np.isin(stored, numbers))
+        assert bool((mask >= lesion).all())
+    with pytest.raises(ConfigError, match="label 'side': of the kind nodule expected one of disease, mark, "):
+        write_scenes(PhantomSet("nodule", 1, label="side"), tmp_path / "other")
+
+
 def test_territories_of_other_data_are_refused(tmp_path: Path) -> None:
     made = write_scenes(PhantomSet("territory", 1, size=32), tmp_path / "set")
     (row,) = (row for split in ("train", "val", "test") for row in made.split(split))
