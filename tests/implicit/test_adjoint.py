@@ -35,7 +35,7 @@ def reached(solved: Solved, towards: Tensor, problem: Problem) -> dict[str, Tens
 
 
 def slope_found_anew(
-    problem: Problem, steps: ProximalSteps, near: Tensor, towards: Tensor, draws: int = 3
+    problem: Problem, steps: ProximalSteps, near: Tensor, towards: Tensor, draws: int = 2
 ) -> list[tuple[dict[str, Tensor], float]]:
     """(direction of the parameters, central difference of <u*, towards> along it), u* solved anew on either side.
 
