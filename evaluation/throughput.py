@@ -167,7 +167,9 @@ class Training:
     def inputs(self, step: int) -> tuple[Tensor, ...]:
         """Of a step, on the device."""
         timesteps, seed = self.model.schedule.timesteps, self.config.seed
-        given = drawn(self.slices, self.order.at(step), self.config.views, timesteps, seed, step)
+        at = self.order.at(step)
+        image, keys = self.slices.images[at], self.slices.indices[at].tolist()
+        given = drawn(image, keys, self.config.views, timesteps, seed, step)
         return loop.to_device(given, self.device)
 
     def train(self, steps: int, mark: Callable[[str], None] = lambda part: None) -> float:

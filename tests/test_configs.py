@@ -208,3 +208,20 @@ def test_what_the_comment_of_a_table_trains_is_what_it_judges(path: Path) -> Non
     judged = {source.removesuffix("/blackbox") for sources in methods.values() for source in sources}
     for out in re.findall(r"--out (runs/align\S+)", comment):
         assert any(re.fullmatch(re.sub(r"\\\$\w+", "[^/]+", re.escape(out)), source) for source in judged), out
+
+
+@pytest.mark.parametrize(("name", "machines"), [("ddp_8gpu", 1), ("multi_node_64gpu", 8)])
+def test_files_of_accelerate_start_a_process_a_gpu(name: str, machines: int) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    path = ROOT / "configs" / "accelerate" / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert (config.num_machines, config.num_processes) == (machines, 8 * machines)
+    line = ["--config_file", str(path), "--machine_rank", str(machines - 1), "--main_process_ip", "10.0.0.1", "run.py"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(line))
+    assert args.multi_gpu
+    assert [args.use_fsdp, args.use_deepspeed, args.cpu] == [False, False, False]
+    assert (args.num_processes, args.num_machines, args.machine_rank) == (8 * machines, machines, machines - 1)
+    assert args.main_process_ip == "10.0.0.1"
+    assert args.mixed_precision == "no"

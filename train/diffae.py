@@ -2,8 +2,9 @@
 
     accelerate launch train/diffae.py --config configs/diffae/lidc.yaml
 
-Labels are not read. A run that was cut off goes on where its last checkpoint stands when it is started again. The
-averaged weights are written to OUT/generator at every validation, and the trust statistics beside them at the end.
+Labels are not read. Data that do not fit in memory come from shards (docs/generators.md). A run that was cut off goes
+on where its last checkpoint stands when it is started again. The averaged weights are written to OUT/generator at every
+validation, and the trust statistics beside them at the end.
 TensorBoard: tensorboard --logdir OUT/logs.
 """
 
@@ -16,12 +17,11 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from einops import rearrange
 from rich.console import Console
 from torch import Tensor
 
 from diffcf.cards import GeneratorCard, Preparation, Sampling
-from diffcf.data.dataset import ScanDataset, SliceDataset
-from diffcf.data.manifest import Manifest
 from diffcf.data.views import Views
 from diffcf.errors import ConfigError
 from diffcf.generators.diffae import DiffusionAutoencoder
@@ -29,9 +29,9 @@ from diffcf.generators.generator import SliceWise, load_generator, save_generato
 from diffcf.training import loop
 from diffcf.training.command import command_line, run_script
 from diffcf.training.diffusion import DiffusionLoss, drawn, judge_reconstruction, picture_grid
-from diffcf.training.keyed import Order
 from diffcf.training.run import Run, settings
-from diffcf.trust import FEWEST_HELD_OUT, fit_trust
+from diffcf.training.source import InMemory, Source, Streamed, Streaming
+from diffcf.trust import FEWEST_HELD_OUT, MOST_APPEARANCES, MOST_HELD_OUT, fit_trust
 
 # What a resumed run may change.
 FREE = ("sampling", "steps", "cooldown", "validate_every", "save_every", "val_images", "data", "terms", "out")
@@ -43,7 +43,8 @@ class Config:
 
     Args:
         out: run folder.
-        manifests: CSV files; "train" rows are learned from, "val" rows are watched.
+        manifests: CSV files, read into memory; "train" rows are learned from, "val" rows are watched.
+        shards: what to learn from and watch in place of manifests, read as it is needed.
         preparation: how slices are cut; its size is the network's.
         model: arguments of DiffusionAutoencoder beside the size.
         sampling: how reconstructions are judged, and what the card tells others to use.
@@ -67,7 +68,8 @@ class Config:
     """
 
     out: Path
-    manifests: list[Path]
+    manifests: list[Path] = field(default_factory=list)
+    shards: Streaming | None = None
     preparation: Preparation = field(default_factory=Preparation)
     model: dict[str, Any] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=Sampling)
@@ -94,19 +96,28 @@ class Config:
     seed: int = 0
 
 
+def source_of(config: Config, rank: int, world: int) -> Source:
+    """What the config says to learn from."""
+    if bool(config.manifests) == bool(config.shards):
+        came = "both" if config.shards else "neither"
+        raise ConfigError(f"manifests or shards, one of the two; {came} came. Beside shards say --manifests [].")
+    how = (config.preparation, config.batch, config.seed, rank, world)
+    return Streamed(config.shards, *how) if config.shards else InMemory(config.manifests, *how)
+
+
 def main(config: Config) -> dict[str, float]:
     """Train to `config.steps`; returns the last validation's figures."""
     accelerator = Accelerator(mixed_precision=config.precision, log_with="tensorboard", project_dir=config.out)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     console = Console(quiet=not accelerator.is_main_process)
-    manifest = Manifest.read_all(config.manifests)
     with accelerator.main_process_first():  # the others find the cut fields on disk
-        scans = {split: ScanDataset(manifest, config.preparation, split=split) for split in ("train", "val")}
-    train, val = (SliceDataset(scans[split]) for split in ("train", "val"))
-    shown = val.images[:: math.ceil(len(val) / config.val_images)].to(device)
-    judged = len(scans["val"]) >= FEWEST_HELD_OUT
+        source = source_of(config, rank, world)
+    held_out = source.scans("val", MOST_HELD_OUT)
+    watched = rearrange(held_out, "n s c h w -> (n s) c h w")
+    shown = watched[:: math.ceil(len(watched) / config.val_images)].to(device)
+    judged = len(held_out) >= FEWEST_HELD_OUT
     if not judged:
-        console.print(f"{len(scans['val'])} validation scans are too few for trust statistics: none will be written.")
+        console.print(f"{len(held_out)} validation scans are too few for trust statistics: none will be written.")
 
     torch.manual_seed(config.seed)
     try:
@@ -119,12 +130,11 @@ def main(config: Config) -> dict[str, float]:
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]
     adam = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=config.weight_decay, fused=True)
-    run = Run(config.out / "checkpoints", model, adam, config.ema, settings(config, FREE))
-    order = Order(len(train), config.batch, config.seed)
+    run = Run(config.out / "checkpoints", model, adam, config.ema, settings(config, FREE) | source.settings)
 
     def inputs(step: int) -> tuple[Tensor, ...]:
-        positions = order.at(step, rank, world)
-        given = drawn(train, positions, config.views, model.schedule.timesteps, config.seed, step)
+        image, keys = source.at(step)
+        given = drawn(image, keys, config.views, model.schedule.timesteps, config.seed, step)
         return loop.to_device(given, device)
 
     def validate(averaged: DiffusionAutoencoder, done: int) -> dict[str, float]:
@@ -139,7 +149,8 @@ def main(config: Config) -> dict[str, float]:
     figures = loop.train(accelerator, run, loss, config, name="diffae", inputs=inputs, validate=validate, **how)
     if accelerator.is_main_process and judged:
         lifted = SliceWise(load_generator(config.out / "generator"))
-        fit_trust(lifted.to(device), scans["train"].images, scans["val"].images).save(config.out / "generator")
+        known = source.scans("train", math.ceil(MOST_APPEARANCES / config.preparation.slices))
+        fit_trust(lifted.to(device), known, held_out).save(config.out / "generator")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return figures

@@ -84,7 +84,7 @@ class ScanDataset(Dataset[dict[str, Any]]):
         self.rows = tuple(rows)
         self.preparation = preparation
         self.label, self.mask = label, mask
-        fields = _load(self.rows, preparation, mask, cache, workers)
+        fields = load_fields(self.rows, preparation, mask, cache, workers)
         window = preparation.window
         images = np.stack([hu for hu, _ in fields])
         images = np.clip(window.to_unit(images), -1.0, 1.0, out=images)
@@ -148,10 +148,17 @@ class SliceDataset(Dataset[dict[str, Any]]):
 Field = tuple[np.ndarray, np.ndarray | None]  # HU float32 "s h w", and the region uint8 "s h w"
 
 
-def _load(
-    rows: Sequence[ManifestRow], preparation: Preparation, mask: bool, cache: str | Path | bool, workers: int | None
+def load_fields(
+    rows: Sequence[ManifestRow],
+    preparation: Preparation,
+    mask: bool = False,
+    cache: str | Path | bool = True,
+    workers: int | None = None,
 ) -> list[Field]:
-    """Every row's field, in order; all bad rows are reported together."""
+    """Every row's field in HU (and its region, with `mask`), in order; arguments as of `ScanDataset`.
+
+    Errors: ScanError that lists every row that cannot be read or cut, and why.
+    """
     from rich.console import Console
     from rich.progress import track
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from diffcf.cards import GeneratorCard
-from diffcf.data.dataset import SliceDataset
 from diffcf.data.views import KINDS, Views, view
 from diffcf.errors import ConfigError
 from diffcf.generators.diffae import DiffusionAutoencoder
@@ -66,13 +66,12 @@ def min_snr_weight(alpha: Tensor, sigma: Tensor, gamma: float, prediction: Liter
 
 
 def drawn(
-    slices: SliceDataset, positions: Tensor, views: Views, timesteps: int, seed: int, step: int
+    image: Tensor, keys: Sequence[int], views: Views, timesteps: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `DiffusionLoss` takes, at a step 0, 1, ... of a run: some view of the slices at `positions`, a timestep of
-    each below `timesteps`, and noise."""
-    index = slices.indices[positions].tolist()
-    image = view(slices.images[positions], turns_for(index, seed, step, KINDS[views]))
-    return image, timesteps_for(index, timesteps, seed, step), noise_for(index, image.shape[1:], seed, step)
+    """What `DiffusionLoss` takes, at a step 0, 1, ... of a run: some view of the slices "b c h w" whose keys (their
+    `SliceDataset.indices`) are "b", a timestep of each below `timesteps`, and noise."""
+    image = view(image, turns_for(keys, seed, step, KINDS[views]))
+    return image, timesteps_for(keys, timesteps, seed, step), noise_for(keys, image.shape[1:], seed, step)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,13 @@ def generator(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
+def check_shares(batch: int, world: int) -> int:
+    """What each of `world` processes has of a batch. Errors: ConfigError where it does not divide among them."""
+    if batch % world:
+        raise ConfigError(f"a batch of {batch} does not divide among {world} processes; change `batch`.")
+    return batch // world
+
+
 @dataclass(frozen=True, eq=False)
 class Order:
     """Which samples each step sees: every epoch all of them once, in an order of its own, in whole global batches.
@@ -51,8 +58,7 @@ class Order:
 
         Errors: ConfigError where the batch does not divide among the processes.
         """
-        if self.batch % world:
-            raise ConfigError(f"a batch of {self.batch} does not divide among {world} processes; change `batch`.")
+        check_shares(self.batch, world)
         epoch, within = divmod(step, self.steps_per_epoch)
         random = generator("order", self.seed, epoch)
         if self.weights is None:

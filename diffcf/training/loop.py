@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from diffcf.errors import ConfigError
 from diffcf.training.run import Plan, Run
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+SPLIT_WEIGHTS = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 LOOK = 10  # steps between two looks at the loss
 
 
@@ -181,8 +182,14 @@ def train(
 
     The loss is looked at every `LOOK` steps, and before anything is written: weights that are not finite never are.
 
-    Errors: ConfigError for a loss or a gradient that is not finite; those of `Run.resume`.
+    Errors: ConfigError for a launcher that splits the weights, which a `Run` holds whole, and for a loss or a gradient
+    that is not finite; those of `Run.resume`.
     """
+    if accelerator.distributed_type in SPLIT_WEIGHTS:
+        raise ConfigError(
+            f"launched with {accelerator.distributed_type.value}, which splits the weights; expected data-parallel "
+            "processes that hold them whole: configs/accelerate/ddp_8gpu.yaml (docs/generators.md)."
+        )
     console = Console(quiet=not accelerator.is_main_process)
     averaged = copy.deepcopy(run.model)
     plan = Plan(config.learning_rate, config.steps, config.warmup, config.cooldown)

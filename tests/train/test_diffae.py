@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -12,10 +13,13 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_data import write_tiny_data
-from train_runs import launch, losses
+from train_runs import launch, launch_file, losses
 
+from diffcf.cards import Preparation, Sampling
+from diffcf.data.shards import write_shards
 from diffcf.errors import ConfigError
 from diffcf.generators.generator import load_generator
+from diffcf.training.source import Streaming
 from diffcf.trust import TrustStatistics
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +28,13 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory) -> Path:
     return write_tiny_data(tmp_path_factory.mktemp("data"), scans=100)
+
+
+@pytest.fixture(scope="module")
+def shards(manifest, tmp_path_factory) -> Path:
+    """Six shards of 20 slices."""
+    preparation = Preparation(size=16, slices=2, field="resize")
+    return write_shards([manifest], preparation, tmp_path_factory.mktemp("shards") / "tiny", shards=6).folder
 
 
 def read_config(script: ModuleType, path: Path):
@@ -37,6 +48,11 @@ def read_config(script: ModuleType, path: Path):
 def configure(script: ModuleType, manifest: Path, out: Path, **changes):
     tiny = read_config(script, ROOT / "configs" / "tiny" / "diffae.yaml")
     return dataclasses.replace(tiny, manifests=[manifest], out=out, **changes)
+
+
+def configure_shards(script: ModuleType, shards: Path, out: Path, **changes):
+    given = {"manifests": [], "shards": Streaming(shards, buffer=32), **changes}
+    return dataclasses.replace(read_config(script, ROOT / "configs" / "tiny" / "diffae.yaml"), out=out, **given)
 
 
 def weights(out: Path, step: int = 24) -> dict[str, torch.Tensor]:
@@ -75,6 +91,49 @@ def test_a_cut_run_resumes_bit_for_bit(script, manifest, tmp_path, cut: int, cha
     assert whole.keys() == resumed.keys()
     assert {name.partition("/")[0] for name in whole} == {"model", "optimiser", "ema"}
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_cut_run_on_shards_resumes_bit_for_bit_in_its_second_epoch(script, shards, tmp_path) -> None:
+    short = {"batch": 24, "cooldown": 0.0, "sampling": Sampling(steps=1), "val_images": 2}  # five steps an epoch
+    for out, steps in (("whole", 8), ("cut", 7), ("cut", 8)):
+        script.main(configure_shards(script, shards, tmp_path / out, steps=steps, **short))
+    whole, resumed = weights(tmp_path / "whole", 8), weights(tmp_path / "cut", 8)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert len(TrustStatistics.load(tmp_path / "cut" / "generator").held_out["psnr"]) == 20
+
+
+def test_shards_train_as_memory_does_on_the_same_slices(script, manifest, shards, tmp_path, monkeypatch) -> None:
+    """With the order of memory, all that is left of a difference is float16, in which resampled slices are kept."""
+    memory = script.InMemory([manifest], Preparation(size=16, slices=2, field="resize"), 8, 0)
+    script.main(configure(script, manifest, tmp_path / "memory", steps=4))
+    seen = script.Streamed(Streaming(shards), memory.read["train"].preparation, 120, 0).at(0)
+    position = {key: place for place, key in enumerate(seen[1])}
+
+    def at(self, step: int) -> tuple[torch.Tensor, list[int]]:
+        keys = memory.at(step)[1]
+        return seen[0][[position[key] for key in keys]], keys
+
+    monkeypatch.setattr(script.Streamed, "at", at)
+    script.main(configure_shards(script, shards, tmp_path / "shards", steps=4))
+    torch.testing.assert_close(losses(tmp_path / "memory"), losses(tmp_path / "shards"), rtol=0, atol=1e-3)
+
+
+def test_manifests_or_shards_are_given_and_fit(script, manifest, shards, tmp_path) -> None:
+    good = configure_shards(script, shards, tmp_path / "run")
+    for given in ({"manifests": [manifest]}, {"shards": None}):
+        with pytest.raises(ConfigError, match="manifests or shards, one of the two"):
+            script.main(dataclasses.replace(good, **given))
+    with pytest.raises(ConfigError, match="another preparation: slices 2 in place of 1"):
+        script.main(dataclasses.replace(good, preparation=Preparation(size=16, field="resize")))
+
+
+def test_a_run_on_other_shards_is_not_resumed(script, manifest, shards, tmp_path) -> None:
+    script.main(configure_shards(script, shards, tmp_path / "run", steps=1))
+    preparation = Preparation(size=16, slices=2, field="resize")
+    other = write_shards([manifest], preparation, tmp_path / "other", shards=3).folder
+    with pytest.raises(ConfigError, match="another content of shards, shards"):
+        script.main(configure_shards(script, other, tmp_path / "run", steps=2))
 
 
 def test_another_run_s_folder_is_refused(script, manifest, tmp_path) -> None:
@@ -140,6 +199,50 @@ def test_two_processes_give_the_losses_of_one_and_resume_exactly(manifest, tmp_p
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     # One process or two can be told apart by rounding only: if the launcher had started one, this would be equal.
     assert any(not torch.equal(whole[name], value) for name, value in weights(tmp_path / "one").items())
+
+
+NOTED = """
+import json, runpy
+from pathlib import Path
+from torch import distributed
+from diffcf.training import source
+
+plain, told = source.Streamed.at, {{"keys": []}}
+
+def at(self, step):
+    image, keys = plain(self, step)
+    told["keys"].append(keys)
+    told.update(processes=distributed.get_world_size(), rank=distributed.get_rank())
+    return image, keys
+
+source.Streamed.at = at
+runpy.run_path("{script}", run_name="__main__")
+Path("{out}", f"keys{{told['rank']}}.json").write_text(json.dumps(told))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_their_own_shards_and_resume_exactly(shards, tmp_path) -> None:
+    tiny, script = ROOT / "configs" / "tiny" / "diffae.yaml", tmp_path / "noted.py"
+
+    def train(out: str, steps: int) -> list[list[list[int]]]:
+        """The keys of each process and step."""
+        (tmp_path / out).mkdir(exist_ok=True)
+        script.write_text(NOTED.format(script=ROOT / "train" / "diffae.py", out=tmp_path / out))
+        given = {"config": tiny, "manifests": "[]", "shards.folder": shards, "shards.buffer": 32, "cooldown": 0}
+        short = {"batch": 24, "sampling.steps": 1, "val_images": 2, "steps": steps}
+        launch_file(script, 2, {**given, **short, "out": tmp_path / out})
+        told = [json.loads((tmp_path / out / f"keys{rank}.json").read_text()) for rank in range(2)]
+        assert [one["processes"] for one in told] == [2, 2]
+        return [one["keys"] for one in told]
+
+    whole = train("whole", 8)
+    first, rest = train("cut", 7), train("cut", 8)
+    assert [before + after for before, after in zip(first, rest, strict=True)] == whole
+    epoch = [key for keys in whole for step in keys[:5] for key in step]
+    assert len(set(epoch)) == len(epoch) == 120
+    one, other = weights(tmp_path / "whole", 8), weights(tmp_path / "cut", 8)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.slow

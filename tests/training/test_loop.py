@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -153,3 +153,12 @@ def test_a_compiled_loss_is_what_runs_in_every_step(tmp_path, monkeypatch, preci
     monkeypatch.setattr(torch, "compile", lambda module: real(module, backend=backend))
     train(tmp_path, compile=True, steps=5, precision=precision)
     assert products == [torch.bfloat16 if precision == "bf16" else torch.float32] * 5
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_weights_that_are_split_are_refused(tmp_path, monkeypatch, kind: str) -> None:
+    """The checkpoint of a part would be no checkpoint."""
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType[kind])
+    with pytest.raises(ConfigError, match=f"launched with {kind}, which splits the weights"):
+        train(tmp_path)
+    assert list(tmp_path.iterdir()) == []
