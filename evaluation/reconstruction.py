@@ -7,8 +7,8 @@ as the paper states below its Eq. 1, or random, which shows what the semantic co
 the way; images are clamped to the window at the end. `kl` is KL(black box on the image || on its reconstruction) in
 nats, `accuracy` how often the black box decides the same. An exact sampler returns whatever network it is given, so
 quality is judged by plain DDIM, with the same network untrained as a control that must fail. `code_*` describe the
-stochastic code, which is white noise (0, 1, 0, 0) for a good inversion. A plain autoencoder has one row: nothing is
-sampled, and its code is all there is.
+stochastic code, which is white noise (0, 1, 0, 0) for a good inversion. An autoencoder without noise, plain or
+trained with a discriminator, has one row: nothing is sampled, and its code is all there is.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ Way = tuple[dict[str, Any], DiffusionGenerator | AutoencoderGenerator, Codes]
 def ways(trained: DiffusionGenerator | AutoencoderGenerator, config: Config) -> Iterator[Way]:
     """What to compare; the default comes first."""
     if isinstance(trained, AutoencoderGenerator):
-        yield {"method": "plain autoencoder", "default": True}, trained, inverted
+        kind = "adversarial" if "adversarial" in trained.card.about else "plain"
+        yield {"method": f"{kind} autoencoder", "default": True}, trained, inverted
         return
     for named, generator, codes in samplings(trained, config):
         own = generator.sampling

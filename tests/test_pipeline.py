@@ -127,6 +127,23 @@ def test_a_plain_autoencoder_explains_and_is_judged(trained) -> None:
     assert 0 <= drawn["probe_x_T"] <= 1
 
 
+def test_an_adversarial_autoencoder_explains_and_is_judged(trained) -> None:
+    run("train", "autoencoder", config="autoencoder_adversarial")
+    command = [
+        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/autoencoder-adversarial",
+        "--scan", "runs/tiny/data/4.npz", "--method", "latent", "--steps", "3", "--out", "by-adversarial",
+    ]  # fmt: skip
+    assert main(command) in (0, 10, 11, 12)
+    generator = json.loads(Path("by-adversarial/explanation.json").read_text())["provenance"]["models"]["generator"]
+    assert generator["hash"] == content_hash("runs/tiny/autoencoder-adversarial/generator")
+    module = load("evaluation", "reconstruction")
+    models = {"generator": "runs/tiny/autoencoder-adversarial", "classifier": "runs/tiny/classifier/blackbox"}
+    manifest, out = Path("runs/tiny/data/manifest.csv"), Path("runs/tiny/results")
+    (row,) = module.main(module.Config("adversarial", manifest, **models, resamples=20, out=out))
+    assert (row["method"], row["default"]) == ("adversarial autoencoder", True)
+    assert row["psnr"] > 10
+
+
 def test_agreement(trained) -> None:
     run("evaluation", "agreement")
     assert [row["method"] for row in result(trained[0], "agreement")["rows"]] == ["L1", "majority control"]

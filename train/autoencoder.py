@@ -1,6 +1,10 @@
-"""Train a plain convolutional autoencoder on the slices of scans (paper 003): a generator without noise.
+"""Train a plain autoencoder on the slices of scans: a generator without noise.
 
     accelerate launch train/autoencoder.py --config configs/autoencoder/lidc.yaml
+    accelerate launch train/autoencoder.py --config configs/autoencoder/lidc_adversarial.yaml
+
+The first is paper 003's. The second, latent diffusion's with a discriminator, stands for the GAN-based autoencoders
+that paper 004 compares with (section 3.4); without a perceptual loss (LPIPS), which needs weights of another network.
 
 Labels are not read. A run that was cut off goes on where its last checkpoint stands when it is started again. The
 averaged weights are written to OUT/generator at every validation, and the trust statistics beside them at the end.
@@ -8,7 +12,7 @@ averaged weights are written to OUT/generator at every validation, and the trust
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +23,9 @@ from diffcf.cards import GeneratorCard, Preparation
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.data.views import Views
+from diffcf.generators.autoencoder import Network
 from diffcf.generators.generator import SliceWise, load_generator
+from diffcf.training.adversarial import Adversarial
 from diffcf.training.autoencoder import fit_autoencoder
 from diffcf.training.command import command_line, run_script
 from diffcf.training.run import settings
@@ -37,12 +43,16 @@ class Config:
         out: run folder.
         manifests: CSV files; "train" rows are learned from, "val" rows are watched.
         preparation: how slices are cut; its size is the network's.
-        model: arguments of ConvAutoencoder beside the size.
+        network: conv, paper 003's (ConvAutoencoder), or kl, latent diffusion's (KLAutoencoder).
+        model: arguments of the network beside the size.
         loss: l1 or l2, between image and reconstruction.
+        kl_weight: of kl's distance of codes from white noise, in nats.
+        adversarial: a discriminator that the reconstructions must pass; null: none.
         views: what is as likely as the image itself: none, mirror (left-right), square (all eight turns).
         steps: optimiser steps of the whole run.
         batch: slices a step, over all processes.
-        learning_rate: of AdamW; reached after `warmup` steps, falling to 0 over the last share `cooldown` of the run.
+        learning_rate: of AdamW, for the discriminator, too; reached after `warmup` steps, falling to 0 over the last
+            share `cooldown` of the run.
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
         ema: decay of the averaged weights, reached gradually.
@@ -56,8 +66,11 @@ class Config:
     out: Path
     manifests: list[Path]
     preparation: Preparation = field(default_factory=Preparation)
+    network: Network = "conv"
     model: dict[str, Any] = field(default_factory=dict)
     loss: Literal["l1", "l2"] = "l2"
+    kl_weight: float = 1e-6
+    adversarial: Adversarial | None = None
     views: Views = "mirror"
     steps: int = 1000
     batch: int = 64
@@ -88,7 +101,9 @@ def main(config: Config) -> dict[str, float]:
     if not judged:
         console.print(f"{len(scans['val'])} validation scans are too few for trust statistics: none will be written.")
     command = command_line(__file__, "accelerate launch")
-    about = {"data": config.data, "terms": config.terms, "command": command, "seed": config.seed}
+    about: dict[str, Any] = {"data": config.data, "terms": config.terms, "command": command, "seed": config.seed}
+    if config.adversarial is not None:
+        about |= {"adversarial": asdict(config.adversarial)}
     card = GeneratorCard(config.preparation, trust="trust.safetensors" if judged else None, about=about)
     figures = fit_autoencoder(
         accelerator,
@@ -99,6 +114,9 @@ def main(config: Config) -> dict[str, float]:
         config.out,
         seed=config.seed,
         settings=settings(config, FREE),
+        network=config.network,
+        kl_weight=config.kl_weight,
+        adversarial=config.adversarial,
     )
     if accelerator.is_main_process and judged:
         lifted = SliceWise(load_generator(config.out / "generator")).to(accelerator.device)

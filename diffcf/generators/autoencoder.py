@@ -1,11 +1,15 @@
-"""The plain convolutional autoencoder of paper 003: no noise, no sampling, one evaluation from code to image."""
+"""Plain autoencoders, paper 003's and latent diffusion's: no sampling, one evaluation from code to image."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any, Literal
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,11 +44,7 @@ class ConvAutoencoder(ModelMixin, ConfigMixin):
         code_dim: int = 16,
     ) -> None:
         super().__init__()
-        if image_size % 2 ** (len(channels) - 1):
-            raise ConfigError(
-                f"image_size {image_size} is not divisible by 2^{len(channels) - 1}, which {len(channels)} blocks "
-                "halve it by; choose another size or fewer blocks."
-            )
+        _check_halvings(image_size, channels)
         self.encoder = SemanticEncoder(image_size, image_channels, 1, channels, code_dim, spatial=True)
         widths = tuple(reversed(tuple(channels)))
         self.stem = nn.Conv2d(code_dim, widths[0], 1)
@@ -67,6 +67,95 @@ class ConvAutoencoder(ModelMixin, ConfigMixin):
         """D(E(image)), "b c h w"."""
         return self.decode(self.encode_semantic(image))
 
+    @property
+    def last(self) -> Tensor:
+        """The weights of the layer that makes the image."""
+        return self.head.weight
+
+
+class KLAutoencoder(ModelMixin, ConfigMixin):
+    """The autoencoder of latent diffusion (Rombach et al. 2022, section 3.1), diffusers' `AutoencoderKL`, in our words.
+
+    It encodes an image as a normal distribution of codes, whose mean is the code; training decodes a sample of it.
+
+    Args:
+        image_size: rows and columns.
+        image_channels: c.
+        channels: width of each level; every level but the last halves the grid. In eights.
+        code_dim: channels of the code.
+        blocks: residual blocks of each level of the encoder; the decoder has one more.
+        attention: self-attention on the coarsest grid.
+
+    Errors: ConfigError where the sizes do not divide.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 64,
+        image_channels: int = 1,
+        channels: Sequence[int] = (24, 32, 40),
+        code_dim: int = 8,
+        blocks: int = 1,
+        attention: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_halvings(image_size, channels)
+        levels: Any = {
+            "down_block_types": ("DownEncoderBlock2D",) * len(channels),
+            "up_block_types": ("UpDecoderBlock2D",) * len(channels),
+            "block_out_channels": tuple(channels),
+        }
+        self.network = AutoencoderKL(
+            in_channels=image_channels,
+            out_channels=image_channels,
+            layers_per_block=blocks,
+            latent_channels=code_dim,
+            norm_num_groups=8,
+            sample_size=image_size,
+            mid_block_add_attention=attention,
+            **levels,
+        )
+        # Fused attention has no second derivative, which a search that is differentiated itself may ask for.
+        self.network.set_attn_processor(AttnProcessor())
+        grid = image_size // 2 ** (len(channels) - 1)
+        self.code_shape = (code_dim, grid, grid)
+
+    def posterior(self, image: Tensor) -> DiagonalGaussianDistribution:
+        """Image "b c h w" in [-1, 1] -> the distribution of its codes, with `mean` and `std` "b d h/f w/f"."""
+        return self.network.encode(image, return_dict=False)[0]
+
+    def encode_semantic(self, image: Tensor) -> Tensor:
+        """Image "b c h w" in [-1, 1] -> code "b d h/f w/f"."""
+        return self.posterior(image).mean
+
+    def decode(self, semantic: Tensor) -> Tensor:
+        """Code "b d h/f w/f" -> image "b c h w"; not clamped."""
+        decoded: Any = self.network.decode(semantic, return_dict=False)  # pyright: ignore[reportArgumentType]
+        return decoded[0]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """D(E(image)), "b c h w"."""
+        return self.decode(self.encode_semantic(image))
+
+    @property
+    def last(self) -> Tensor:
+        """The weights of the layer that makes the image."""
+        return self.network.decoder.conv_out.weight
+
+
+Network = Literal["conv", "kl"]
+Autoencoder = ConvAutoencoder | KLAutoencoder
+NETWORKS: dict[Network, type[ConvAutoencoder] | type[KLAutoencoder]] = {"conv": ConvAutoencoder, "kl": KLAutoencoder}
+
+
+def _check_halvings(image_size: int, channels: Sequence[int]) -> None:
+    if image_size % 2 ** (len(channels) - 1):
+        raise ConfigError(
+            f"image_size {image_size} is not divisible by 2^{len(channels) - 1}, which {len(channels)} blocks "
+            "halve it by; choose another size or fewer blocks."
+        )
+
 
 class AutoencoderGenerator(nn.Module):
     """A `Generator` over single slices "b c h w" whose codes have no x_T.
@@ -78,7 +167,7 @@ class AutoencoderGenerator(nn.Module):
     spatial = True
     sampling = None  # there is nothing to sample
 
-    def __init__(self, model: ConvAutoencoder, card: GeneratorCard) -> None:
+    def __init__(self, model: Autoencoder, card: GeneratorCard) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.card = card

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffcf.cards import GeneratorCard, Sampling, read_card, write_card
 from diffcf.errors import CheckpointError, ConfigError
-from diffcf.generators.autoencoder import AutoencoderGenerator, ConvAutoencoder
+from diffcf.generators.autoencoder import NETWORKS, Autoencoder, AutoencoderGenerator
 from diffcf.generators.diffae import DiffusionAutoencoder
 from diffcf.generators.onestep import OneStepDecoder, load_onestep
 from diffcf.generators.sampling import (
@@ -236,7 +236,7 @@ def _lifted(flat: Tensor, slices: int) -> Tensor:
 
 
 def save_generator(
-    model: DiffusionAutoencoder | ConvAutoencoder, card: GeneratorCard, folder: Path, *, half: bool = False
+    model: DiffusionAutoencoder | Autoencoder, card: GeneratorCard, folder: Path, *, half: bool = False
 ) -> None:
     """Write config.json, safetensors weights and card.yaml to `folder`; half: store the weights in half precision."""
     write_tensors(model.state_dict(), folder / WEIGHTS, half=half)
@@ -271,7 +271,7 @@ def load_generator(
     except TypeError as error:
         raise ConfigError(f"{asked}: expected sampler, steps and spacing ({error}).") from error
     found = onestep or onestep_beside(folder)
-    if isinstance(model, ConvAutoencoder):
+    if not isinstance(model, DiffusionAutoencoder):
         if found is not None:
             raise ConfigError(f"{folder} is a plain autoencoder, whose decode is one step already; leave out {found}.")
         return AutoencoderGenerator(model, card)
@@ -287,12 +287,13 @@ def load_diffusion(source: str | Path, **options: Any) -> DiffusionGenerator:
     return generator
 
 
-def _read_network(folder: Path) -> DiffusionAutoencoder | ConvAutoencoder:
+def _read_network(folder: Path) -> DiffusionAutoencoder | Autoencoder:
     """The network in `folder`, of the class that its config.json names."""
     try:
         config = cast(dict[str, Any], DiffusionAutoencoder.load_config(folder, local_files_only=True))
-        kind = ConvAutoencoder if config.get("_class_name") == ConvAutoencoder.__name__ else DiffusionAutoencoder
-        model = cast(DiffusionAutoencoder | ConvAutoencoder, kind.from_config(config))
+        plain = {kind.__name__: kind for kind in NETWORKS.values()}
+        kind = plain.get(config.get("_class_name", ""), DiffusionAutoencoder)
+        model = cast(DiffusionAutoencoder | Autoencoder, kind.from_config(config))
     except (OSError, ValueError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{folder} holds no readable config.json of a generator: {error}") from error
     weights = {name: value.float() for name, value in read_tensors(folder / WEIGHTS).items()}

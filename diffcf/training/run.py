@@ -81,8 +81,8 @@ class Run:
     """Network, optimiser and averaged weights of a run, saved to and resumed from `folder`.
 
     model: on its device already. decay: of the averaged weights, reached gradually. settings: what must be the same
-    when the run is resumed; anything that JSON holds. memory: of the loss, the same in every process; None: it keeps
-    nothing.
+    when the run is resumed; anything that JSON holds. memory: of the loss, the same in every process, its own weights
+    among it where the optimiser steps such; None: it keeps nothing.
     """
 
     def __init__(

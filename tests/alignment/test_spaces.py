@@ -10,15 +10,15 @@ from torch import nn
 from diffcf.alignment.loss import AlignmentLoss, Inner
 from diffcf.alignment.spaces import Latent, Pixels
 from diffcf.cards import GeneratorCard, Preparation, Sampling
-from diffcf.generators.autoencoder import AutoencoderGenerator, ConvAutoencoder
+from diffcf.generators.autoencoder import NETWORKS, AutoencoderGenerator
 from diffcf.generators.generator import DiffusionGenerator, SliceWise
 
 
 def lifted(kind: str) -> SliceWise:
     torch.manual_seed(0)
     card = GeneratorCard(Preparation(size=16, slices=1), Sampling(steps=3))
-    if kind == "autoencoder":
-        return SliceWise(AutoencoderGenerator(ConvAutoencoder(16, channels=(8, 16), code_dim=4), card))
+    if kind in NETWORKS:
+        return SliceWise(AutoencoderGenerator(NETWORKS[kind](16, channels=(8, 16), code_dim=4), card))
     return SliceWise(DiffusionGenerator(tiny(kind, prediction="v"), card))
 
 
@@ -34,7 +34,7 @@ def test_pixels_are_the_image_in_its_window() -> None:
     assert (Pixels.low, Pixels.high) == (-1, 1)
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "spatial", "global"])
+@pytest.mark.parametrize("kind", ["conv", "kl", "spatial", "global"])
 def test_a_code_left_alone_is_the_image_and_one_that_moves_changes_it(kind: str) -> None:
     space, image = Latent(lifted(kind)), images()
     assert not any(weight.requires_grad for weight in space.parameters())
@@ -51,7 +51,7 @@ def test_a_code_left_alone_is_the_image_and_one_that_moves_changes_it(kind: str)
     assert torch.equal(again.image(moved), changed)
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "spatial"])
+@pytest.mark.parametrize("kind", ["conv", "kl", "spatial"])
 def test_alignment_through_a_decoder(kind: str) -> None:
     torch.manual_seed(0)
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(2 * 16 * 16, 8), nn.SiLU(), nn.Linear(8, 2))
