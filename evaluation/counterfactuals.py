@@ -105,7 +105,7 @@ class Config:
         dilate: pixels by which a mask is widened before a change is called inside.
         symbol: read this symbol in every counterfactual.
         split: test, or val while something is still being chosen.
-        scans: at most so many of each class; 0 takes all.
+        scans: at most so many of each class; 0 takes all. one_each: no more than one of a patient.
         batch: scans explained together.
         data: what the data are, in words.
         resamples: of the bootstrap over patients.
@@ -121,6 +121,7 @@ class Config:
     symbol: Shortcut | None = None
     split: str = "test"
     scans: int = 0
+    one_each: bool = False
     batch: int = 16
     data: str = ""
     resamples: int = 1000
@@ -176,7 +177,8 @@ def judge(explainer: Explainer, judges: Judges, scans: ScanDataset, config: Conf
     def probability(images: torch.Tensor) -> torch.Tensor:
         return explainer.blackbox(view(images)).softmax(1)
 
-    chosen = first_of_each_class(scans.labels, right.tolist(), config.scans)
+    patients = scans.patients if config.one_each else None
+    chosen = first_of_each_class(scans.labels, right.tolist(), config.scans, patients)
     if not chosen:
         raise ConfigError("the black box classifies no scan correctly; check labels and class order.")
     found = []
