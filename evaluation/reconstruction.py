@@ -48,7 +48,7 @@ class Config:
         generator, classifier: folders or bundled names.
         split: test, or val while something is still being chosen.
         steps: numbers of steps each way, of the default sampler.
-        scans: at most so many, the first of the split; 0 takes all.
+        scans: at most so many, the first of the split; 0 takes all. one_each: no more than one of a patient.
         data: what the data are, in words.
         lpips_backbone: local AlexNet weights (`Perceptual`); null leaves LPIPS out, "not computed".
         batch: scans at once.
@@ -64,6 +64,7 @@ class Config:
     split: str = "test"
     steps: list[int] | None = None
     scans: int = 0
+    one_each: bool = False
     data: str = ""
     lpips_backbone: Path | None = None
     batch: int = 32
@@ -186,8 +187,10 @@ def main(config: Config) -> list[dict[str, Any]]:
     # The black box decides how many slices a scan has; the generator takes them one by one.
     preparation = replace(trained.card.preparation, slices=blackbox.card.preparation.slices)
     scans = ScanDataset(Manifest.read(config.manifest), preparation, split=config.split)
-    count = min(config.scans or len(scans), len(scans))
-    images, patients = scans.images[:count], scans.patients[:count]
+    first = {patient: i for i, patient in reversed(list(enumerate(scans.patients)))}
+    among = sorted(first.values()) if config.one_each else range(len(scans))
+    chosen = list(among)[: config.scans or None]
+    images, patients = scans.images[chosen], [scans.patients[i] for i in chosen]
     perceptual = None if config.lpips_backbone is None else Perceptual(config.lpips_backbone).to(device)
     table = []
     for named, generator, codes in ways(trained, config):
@@ -197,7 +200,7 @@ def main(config: Config) -> list[dict[str, Any]]:
             "method": named["method"],
             "data": config.name,
             "split": config.split,
-            "n": count,
+            "n": len(chosen),
             "patients": len(set(patients)),
             **named,
             **mean_row(figures, patients, resamples=config.resamples, seed=config.seed),
