@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from common import RESULTS, mean_row, write_result
+from common import RESULTS, first_of_each_class, mean_row, write_result
 from einops import reduce
 from torch import Tensor
 
@@ -187,9 +187,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     # The black box decides how many slices a scan has; the generator takes them one by one.
     preparation = replace(trained.card.preparation, slices=blackbox.card.preparation.slices)
     scans = ScanDataset(Manifest.read(config.manifest), preparation, split=config.split)
-    first = {patient: i for i, patient in reversed(list(enumerate(scans.patients)))}
-    among = sorted(first.values()) if config.one_each else range(len(scans))
-    chosen = list(among)[: config.scans or None]
+    whose = scans.patients if config.one_each else None
+    chosen = first_of_each_class(torch.zeros(len(scans)), range(len(scans)), config.scans, whose)
     images, patients = scans.images[chosen], [scans.patients[i] for i in chosen]
     perceptual = None if config.lpips_backbone is None else Perceptual(config.lpips_backbone).to(device)
     table = []
