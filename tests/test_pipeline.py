@@ -113,14 +113,11 @@ def test_a_plain_autoencoder_explains_and_is_judged(trained) -> None:
     assert not any(key.startswith(("sampler", "code_", "x_T")) for key in row)
     run("evaluation", "semantic")
     rows = {(row["method"], row["code"]): row for row in result(trained[0], "semantic")["rows"]}
-    assert {code for _, code in rows} == {
-        "whole", "directions 2 of 4", "directions 1 of 4", "noise 0.1", "noise 0.3", "noise 1",
-    }  # fmt: skip
+    assert {code for _, code in rows} == {"whole", "directions 1 of 4", "noise 1"}
     whole = rows["plain", "whole"]
     assert whole["psnr"] == pytest.approx(whole["psnr_inverted"], abs=1e-3)  # its code is all there is
     assert "probe_x_T" not in whole
-    assert rows["plain", "noise 1"]["psnr"] < rows["plain", "noise 0.1"]["psnr"] <= whole["psnr"] + 0.1
-    assert rows["plain", "directions 1 of 4"]["psnr"] < whole["psnr"]
+    assert max(rows["plain", code]["psnr"] for code in ("noise 1", "directions 1 of 4")) < whole["psnr"]
     drawn = rows["diffusion", "whole"]
     assert (drawn["numbers"], drawn["share"]) == (4 * 4 * 4, 4 * 4 * 4 / 16**2)
     assert drawn["psnr"] < drawn["psnr_inverted"]
@@ -388,7 +385,7 @@ def test_evaluation_configs_are_valid(path: Path, monkeypatch) -> None:
     script, _, name = path.stem.partition("_")
     config = auto_cli(load("evaluation", script).Config, as_positional=False, args=["--config", str(path)])
     assert config.name == name
-    if script != "tuning":  # which reads cards alone
+    if script not in ("tuning", "cost"):  # which read cards alone, and training scans
         assert getattr(config, "how", config).split == ("val" if name.endswith("settings") else "test")
     assert config.data
 
