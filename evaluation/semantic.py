@@ -145,17 +145,23 @@ def halved(made: Tensor, real: Tensor, patients: Sequence[str], seed: int) -> fl
     return float(np.mean(found))
 
 
-@dataclass(frozen=True)
 class Looked:
     """What all generators are judged on: scans "n s c h w" in [-1, 1], whose they are, and who judges.
 
-    classify: scans -> logits. encoder: pictures "n c h w" -> features.
+    classify: scans -> logits "n k". batch: scans at once. decided, real: what the black box says of the scans, and the
+    features of their middle slices.
     """
 
-    images: Tensor
-    patients: Sequence[str]
-    classify: Callable[[Tensor], Tensor]
-    encoder: Scattering
+    def __init__(
+        self, images: Tensor, patients: Sequence[str], classify: Callable[[Tensor], Tensor], batch: int
+    ) -> None:
+        self.images, self.patients, self.classify, self.batch = images, patients, classify, batch
+        self.encoder = Scattering()
+        self.decided, self.real = self.decisions(images), self.features(images)
+
+    def decisions(self, scans: Tensor) -> Tensor:
+        """Predicted classes, "n"."""
+        return torch.cat([self.classify(part).argmax(1) for part in scans.split(self.batch)])
 
     def features(self, scans: Tensor) -> Tensor:
         """Of the middle slice of every scan, "n f"."""
@@ -164,18 +170,13 @@ class Looked:
 
 def judge(made: Tensor, looked: Looked, config: Config) -> dict[str, float]:
     """The figures of decoded scans "n s c h w"."""
-    decided = [
-        torch.cat([looked.classify(part).argmax(1) for part in x.split(config.batch)]) for x in (looked.images, made)
-    ]
     of_slices = {"psnr": psnr(made, looked.images), "ssim": ssim(made, looked.images)}
     figures = {key: reduce(value, "n s -> n", "mean").numpy() for key, value in of_slices.items()}
-    figures["same"] = (decided[0] == decided[1]).float().numpy()
+    figures["same"] = (looked.decisions(made) == looked.decided).float().numpy()
     row = mean_row(figures, looked.patients, resamples=config.resamples, seed=config.seed)
-    real = looked.features(looked.images)
-    return row | {"frechet": halved(looked.features(made), real, looked.patients, config.seed)}
+    return row | {"frechet": halved(looked.features(made), looked.real, looked.patients, config.seed)}
 
 
-@torch.no_grad()
 def rows_of(
     generator: SliceWise, sets: dict[str, ScanDataset], looked: Looked, config: Config
 ) -> Iterator[dict[str, Any]]:
@@ -209,6 +210,7 @@ def rows_of(
         yield {"code": name or "whole", **judge(torch.cat(made), looked, config), **(about if not name else {})}
 
 
+@torch.no_grad()
 def main(config: Config) -> list[dict[str, Any]]:
     """Judge every generator; prints and writes the table, returns its rows. Errors: ConfigError for other scans."""
     blackbox = load_blackbox(config.classifier)
@@ -228,16 +230,14 @@ def main(config: Config) -> list[dict[str, Any]]:
     sets = {"train": ScanDataset(rows, preparation), "test": ScanDataset(held, preparation)}
     count = min(config.scans or len(held), len(held))
     view = blackbox.view_of(preparation)
-    looked = Looked(
-        sets["test"].images[:count], sets["test"].patients[:count], lambda scans: blackbox(view(scans)), Scattering()
-    )
-    real = looked.features(looked.images)
+    first_scans, whose = sets["test"].images[:count], sets["test"].patients[:count]
+    looked = Looked(first_scans, whose, lambda scans: blackbox(view(scans)), config.batch)
     common = {
         "data": config.name,
         "split": config.split,
         "n": count,
         "patients": len(set(looked.patients)),
-        "frechet_real": halved(real, real, looked.patients, config.seed),
+        "frechet_real": halved(looked.real, looked.real, looked.patients, config.seed),
     }
     table = []
     for name, generator in track(loaded.items(), description="generators"):

@@ -5,19 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-from scripts import load, result, run, workspace
+from scripts import load, result, run
 
 from diffcf.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Any:
-    """A folder with tiny data, in which scripts run."""
-    with workspace(tmp_path_factory) as made:
-        yield made
 
 
 @pytest.fixture

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from scripts import load, result, run, workspace
+from scripts import load, result, run
 from tiny_generator import SIZE, tiny
 
 from diffcf.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Any:
-    """A folder with tiny data, in which scripts run."""
-    with workspace(tmp_path_factory) as made:
-        yield made
 
 
 @pytest.fixture

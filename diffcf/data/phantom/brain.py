@@ -138,8 +138,9 @@ def _chosen(
         "contrast": round(float(rng.uniform(7, 14)), 3),
     }
     if second:
-        drawn = rng.random() < second, (first // 3 * 3 + 3) % 6 + int(rng.integers(3))  # a territory of the other side
-        chosen["second"] = float(drawn[1] if size and drawn[0] else -1)
+        there = rng.random() < second
+        opposite = (first // 3 * 3 + 3) % 6 + int(rng.integers(3))  # a territory of the other side
+        chosen["second"] = float(opposite if size and there else -1)
     return chosen
 
 
