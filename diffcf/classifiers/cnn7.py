@@ -1,12 +1,12 @@
 """The seven-layer network of paper 001 (appendix B), as an architecture of timm: `diffcf_cnn7`.
 
 The paper draws it and names no normalisation. Here it is GroupNorm and SiLU: alignment differentiates the network twice
-and looks at one sample at a time, which batch statistics and kinks stand in the way of.
+and looks at one sample at a time, which batch statistics and kinks stand in the way of. `norm` gives it without either.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from einops import einsum, rearrange
@@ -17,6 +17,8 @@ from diffcf.errors import ConfigError
 
 WIDTHS = (1, 1, 2, 2, 4, 4, 4)  # times `width`
 STRIDES = (1, 2, 1, 2, 1, 2, 1)
+SLOPE = 0.01  # of leaky ReLU below zero
+Norm = Literal["group", "batch", "none"]
 PACE = 10.0  # of the learnt places against the other weights: under Adam all weights move equally fast
 
 
@@ -28,21 +30,29 @@ class CNN7(nn.Module):
     their middle. A square, since the contour itself would tell the lesion's size. 0 is none. places: side of the last
     maps, an eighth of the image's; each place then has a weight of its own in the average, the same for all images, so
     that a network over crops can learn to look at their middle. 0: all places weigh the same, whatever their number.
+    norm: "group" with SiLU; "batch" or "none" (biases, He's initialisation) with leaky ReLU.
     """
 
-    def __init__(self, in_chans: int = 1, num_classes: int = 2, width: int = 16, box: int = 0, places: int = 0) -> None:
+    def __init__(
+        self,
+        in_chans: int = 1,
+        num_classes: int = 2,
+        width: int = 16,
+        box: int = 0,
+        places: int = 0,
+        norm: Norm = "group",
+    ) -> None:
         super().__init__()
-        if width < 4 or width % 4 or box < 0 or places < 0:
+        if width < 4 or width % 4 or box < 0 or places < 0 or norm not in get_args(Norm):
             raise ConfigError(
-                f"width {width}, box {box}, places {places}: expected a multiple of 4, pixels, and a side."
+                f"width {width}, box {box}, places {places}, norm {norm!r}: expected a multiple of 4, pixels, a side, "
+                f"and one of {', '.join(get_args(Norm))}."
             )
         self.num_classes, self.box = num_classes, box
         layers, before = [], in_chans
         for factor, stride in zip(WIDTHS, STRIDES, strict=True):
             after = factor * width
-            layers.append(
-                nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.GroupNorm(4, after), nn.SiLU())
-            )
+            layers.append(_layer(before, after, stride, norm))
             before = after
         self.layers = nn.Sequential(*layers)
         self.places = nn.Parameter(torch.zeros(places, places)) if places else None
@@ -85,6 +95,17 @@ class CNN7(nn.Module):
     def forward(self, picture: Tensor) -> Tensor:
         """Logits "b k"."""
         return self.forward_head(self.forward_features(picture))
+
+
+def _layer(before: int, after: int, stride: int, norm: Norm) -> nn.Sequential:
+    """A convolution, its norm and its activation; nn.Sequential's first module is the convolution."""
+    convolution = nn.Conv2d(before, after, 3, stride, 1, bias=norm == "none")
+    if norm == "group":
+        return nn.Sequential(convolution, nn.GroupNorm(4, after), nn.SiLU())
+    if norm == "batch":
+        return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.LeakyReLU(SLOPE))
+    nn.init.kaiming_normal_(convolution.weight, SLOPE)
+    return nn.Sequential(convolution, nn.LeakyReLU(SLOPE))
 
 
 @register_model

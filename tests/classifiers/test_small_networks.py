@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from torch import nn
 
 from diffcf.cards import ClassifierCard, Preparation
 from diffcf.classifiers import bagnet, cnn7
@@ -59,6 +60,25 @@ def test_a_place_of_a_bagnet_sees_17_pixels() -> None:
     seen = reach(network, (8, 8))
     assert int(seen.any(0).sum()) <= 17
     assert int(seen.any(1).sum()) <= 17
+
+
+def test_with_other_norms_it_is_what_a_plain_stack_gives() -> None:
+    torch.manual_seed(0)
+    picture = torch.randn(4, 1, 32, 32)
+    bare = cnn7.CNN7(width=8, norm="none")
+    maps = picture
+    for layer in bare.layers:
+        maps = torch.nn.functional.leaky_relu(layer[0](maps), 0.01)  # type: ignore[index]
+    torch.testing.assert_close(bare.forward_features(picture), maps)
+    assert 0.2 < float(maps.square().mean()) < 5  # the signal neither dies nor grows over seven layers
+    assert not any(isinstance(module, nn.GroupNorm | nn.BatchNorm2d) for module in bare.modules())
+    batch = cnn7.CNN7(width=8, norm="batch")
+    assert [type(module) for module in batch.layers[0]] == [nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU]  # type: ignore
+    before = batch.layers[3][:2](batch.layers[:3](picture))  # type: ignore[index]
+    assert float(before.mean().abs()) < 1e-5
+    assert float(before.var((0, 2, 3), unbiased=False).mean()) == pytest.approx(1, abs=0.01)
+    with pytest.raises(ConfigError, match="norm 'layer'"):
+        cnn7.CNN7(norm="layer")  # type: ignore[arg-type]
 
 
 def test_outside_its_box_the_oracle_sees_nothing() -> None:

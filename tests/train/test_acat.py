@@ -14,17 +14,18 @@ from diffcf.classifiers.guided import GuidedClassifier
 ROOT = Path(__file__).parents[2]
 RUNS = sorted((ROOT / "configs" / "acat").glob("*.yaml"))
 METHODS = sorted((ROOT / "configs" / "acat" / "methods").glob("*.yaml"))
+NORMS = sorted((ROOT / "configs" / "acat" / "norms").glob("*.yaml"))
 LIDC = ROOT / "configs" / "acat" / "lidc_background.yaml"
 
 
 @pytest.mark.parametrize(
-    "paths", [*([path] for path in RUNS), *([LIDC, path] for path in METHODS)], ids=lambda paths: paths[-1].stem
+    "paths", [*([path] for path in RUNS), *([LIDC, path] for path in METHODS + NORMS)], ids=lambda paths: paths[-1].stem
 )
 def test_configs_are_valid_and_their_networks_can_be_built(script, paths: list[Path]) -> None:
     given = [word for path in paths for word in ("--config", str(path))]
     config = auto_cli(script.Config, as_positional=False, args=given)
     assert config.data
-    assert (config.name == "acat") == (len(paths) == 1)
+    assert (config.name == "acat") == (paths[-1] not in METHODS)
     card = ClassifierCard(**{name: getattr(config, name) for name in script.OF_CARD})
     model = GuidedClassifier(card, config.guidance).eval()
     size = config.preparation.size
