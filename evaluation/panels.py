@@ -122,7 +122,7 @@ def draw_panels(beside: Beside, panels: Panels, config: Config, generator: Any =
         found = torch.cat([part.counterfactual.detach() for part in searched(judged, images, region, config.inner)])
         pixels[name] = Turned.of(judged, images, found, found - images)
         if generator is not None:
-            explained = decoded(judged, generator, images, config.seed)
+            explained = decoded(judged, generator, images, config)
             found = torch.cat([one.counterfactual.cpu() for one in explained])
             through[name] = Turned.of(judged, images, found, torch.cat([one.difference.cpu() for one in explained]))
     blackbox, scene = next(iter(beside.values()))

@@ -15,7 +15,6 @@ from torch import Tensor
 from diffcf.alignment.loss import Aligned, AlignmentLoss, Inner
 from diffcf.alignment.regions import regions_of
 from diffcf.classifiers.blackbox import BlackBox
-from diffcf.counterfactuals import Latent
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.data.phantom.shortcut import Shortcut
@@ -102,12 +101,12 @@ def searched(blackbox: BlackBox, images: Tensor, region: Tensor, inner: Inner) -
     return [loss(*parts) for parts in zip(images.split(PART), region.split(PART), strict=True)]
 
 
-def decoded(blackbox: BlackBox, generator: Any, images: Tensor, seed: int) -> list[Explanation]:
+def decoded(blackbox: BlackBox, generator: Any, images: Tensor, config: Config) -> list[Explanation]:
     """The explanations of images "n s c h w" through a generator's full decoder."""
     if not len(images):
         return []
-    explainer = Explainer(generator, blackbox, None, ExplainSettings(Latent()))
-    return [one for part in images.split(10) for one in explainer.explain_batch(part, seed=seed)]
+    explainer = Explainer(generator, blackbox, None, ExplainSettings(config.search))
+    return [one for part in images.split(10) for one in explainer.explain_batch(part, seed=config.seed)]
 
 
 def judge(blackbox: BlackBox, scene: Scene, config: Config) -> Cases:
@@ -142,7 +141,7 @@ def decode(blackbox: BlackBox, scene: Scene, config: Config, generator: Any) -> 
     chosen = first_of_each_class(
         scene.scans.labels, rightly(blackbox, scene).nonzero().squeeze(1).tolist(), config.decoded
     )
-    explained = decoded(blackbox, generator, scene.chance[chosen], config.seed)
+    explained = decoded(blackbox, generator, scene.chance[chosen], config)
     changed = torch.cat([scene.chance[:0], *(one.difference.cpu() for one in explained)])  # perhaps of no scan
     found = lies("decoded", size_of(changed), scene.region[chosen], config.threshold)
     found["decoded_validity"] = torch.tensor([float(one.reachable[0]) for one in explained])

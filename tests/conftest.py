@@ -10,12 +10,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-LONG = ("test_pipeline", "test_readme", "test_adjoint", "test_align", "test_hierarchy", "test_loss", "test_configs")
+LONG = ("pipeline", "test_adjoint", "test_align", "test_hierarchy", "test_loss", "test_configs")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long come first, so that no process waits for another's last one."""
-    items.sort(key=lambda item: not item.path.stem.startswith(LONG))
+    items.sort(key=lambda item: item.path.parent.name not in LONG and item.path.stem not in LONG)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_convolutions() -> None:
+    """PyTorch's own convolutions: at the 16 pixels of most tests a call of oneDNN takes twice as long."""
+    import torch
+
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +20,16 @@ ROOT = Path(__file__).parents[1]
 
 
 @contextmanager
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with tiny data, which is the current one for a while, in which scripts run."""
+def workspace(tmp_path_factory: pytest.TempPathFactory, like: Path | None = None) -> Iterator[Path]:
+    """A folder in which scripts run, which is the current one for a while: with tiny data, or a copy of another."""
     folder = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(str(ROOT / "evaluation"))
-        write_tiny_data(folder / "runs" / "tiny" / "data", scans=100)
+        if like is None:
+            write_tiny_data(folder / "runs" / "tiny" / "data", scans=100)
+        else:
+            shutil.copytree(like, folder, dirs_exist_ok=True)
         yield folder
 
 

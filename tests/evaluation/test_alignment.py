@@ -259,7 +259,7 @@ def test_through_a_decoder_the_scans_that_are_told_right_are_judged(
     """A decoder that turns the region round, at the first two scans of each class that are right."""
     seen = []
 
-    def decoded(blackbox, generator, images, seed):
+    def decoded(blackbox, generator, images, config):
         seen.append(len(images))
         moved = -2 * images * scene.region[: len(images)]
         return [
