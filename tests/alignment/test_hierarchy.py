@@ -105,7 +105,7 @@ def decide_by_first(classifier: SlicedClassifier) -> None:
         last.bias[1] = -7.0
 
 
-@pytest.mark.parametrize(("space", "solver"), [(LogOdds(), GaussNewton(20, halvings=4)), (Chances(), ProximalSteps(400, 0.003))])  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize(("space", "solver"), [(LogOdds(), GaussNewton(20, halvings=4)), (Chances(), ProximalSteps(200, 0.006))])  # fmt: skip  # noqa: E501
 def test_counterfactual_attributes_are_those_that_the_decider_reads(classifier, space, solver) -> None:
     decide_by_first(classifier)
     loss = AlignmentLoss(Decider(classifier), Inner(distance_weight=0.01, solver=solver), space=space)
@@ -125,7 +125,7 @@ def test_counterfactual_attributes_are_those_that_the_decider_reads(classifier, 
 
 @pytest.mark.parametrize("kind", ["margin", "cross_entropy"])
 def test_the_counterfactual_image_shows_the_counterfactual_attributes(kind, classifier, batch) -> None:
-    inner = Inner(kind, distance_weight=1e-3, solver=GaussNewton(60, halvings=8))
+    inner = Inner(kind, distance_weight=1e-3, solver=GaussNewton(25, halvings=8))
     loss = AlignmentLoss(Perceiver(classifier), inner)
     before = Perceiver(classifier)(batch.image).detach()
     asked = (before + torch.tensor([0.05, -0.03, 0.0])).sigmoid()

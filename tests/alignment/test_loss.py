@@ -16,7 +16,7 @@ from diffcf.distances import L1, SmoothL1, SquaredL2
 from diffcf.errors import ConfigError
 from diffcf.implicit import Detached, GaussNewton, Implicit, ProximalSteps, SubgradientSteps, Unrolled
 
-CONVERGED = Inner(distance_weight=0.3, solver=GaussNewton(30), adjoint=Implicit("cg", tolerance=1e-11))
+CONVERGED = Inner(distance_weight=0.3, solver=GaussNewton(20), adjoint=Implicit("cg", tolerance=1e-11))
 
 
 def gradient(loss: AlignmentLoss, scene) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -30,11 +30,11 @@ def gradient(loss: AlignmentLoss, scene) -> tuple[list[torch.Tensor], torch.Tens
 def test_the_gradient_is_that_of_solutions_found_anew(form, kind, small, scene) -> None:
     # A small step: |change| has a kink wherever a pixel's change is about to turn.
     classifier = small()
-    inner = Inner(kind, distance_weight=2.0, solver=GaussNewton(40), adjoint=Implicit("cg", tolerance=1e-11))
+    inner = Inner(kind, distance_weight=2.0, solver=GaussNewton(20), adjoint=Implicit("cg", tolerance=1e-11))
     loss = AlignmentLoss(classifier, inner, form)
     slopes, _ = gradient(loss, scene)
     still = AlignmentLoss(
-        classifier, Inner(kind, distance_weight=2.0, solver=GaussNewton(40), adjoint=Detached()), form
+        classifier, Inner(kind, distance_weight=2.0, solver=GaussNewton(20), adjoint=Detached()), form
     )
     image, _, region = scene
     drawn = torch.Generator().manual_seed(3)

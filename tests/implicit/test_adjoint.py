@@ -82,7 +82,7 @@ def test_ridge_in_closed_form(method: str, linear) -> None:
     problem = case.problem(SquaredL2())
     towards = cotangent(case.origin)
     (exact,) = torch.autograd.grad((ridge_solution(case, case.matrix) * towards).sum(), case.matrix)
-    adjoint = Implicit(method, rate=case.rate(), iterations=50 if method != "neumann" else 3000, tolerance=1e-12)
+    adjoint = Implicit(method, rate=case.rate(), iterations=50 if method != "neumann" else 1000, tolerance=1e-12)
     solved = adjoint(problem, GaussNewton(steps=2), case.origin)
     assert torch.allclose(solved.value, ridge_solution(case, case.matrix), atol=1e-10)
     found = reached(solved, towards, problem)["matrix"]
@@ -165,7 +165,7 @@ def test_lasso_in_closed_form(method: str, linear) -> None:
     case = linear(outputs=8, weight=2.0)
     problem = case.problem(L1())
     towards = cotangent(case.origin)
-    solved = Implicit(method, tolerance=1e-12)(problem, ProximalSteps(1500, case.rate()), case.origin)
+    solved = Implicit(method, tolerance=1e-12)(problem, ProximalSteps(700, case.rate()), case.origin)
     still = problem.still(solved.value.detach())
     assert 0 < float(still.double().mean()) < 1
     closed = lasso_on_its_support(case, solved.value.detach())
@@ -183,7 +183,7 @@ def test_fixed_points_against_finite_differences(distance, bounds, linear) -> No
     case = replace(case, origin=case.origin.clamp(-0.4, 0.4))
     problem = case.problem(distance, **bounds)
     steps = ProximalSteps(
-        2500 if isinstance(distance, SmoothL1) else 800, case.rate() / (4 if isinstance(distance, SmoothL1) else 1)
+        1200 if isinstance(distance, SmoothL1) else 400, case.rate() / (4 if isinstance(distance, SmoothL1) else 1)
     )
     solved = Implicit("cg", tolerance=1e-12)(problem, steps, case.origin)
     if bounds:
@@ -201,8 +201,8 @@ def test_groups_against_finite_differences(bounds, linear) -> None:
     case = linear(shape=(1, 3, 2, 2), outputs=16, weight=6.0)
     case = replace(case, origin=case.origin.clamp(-1.2, 1.1))
     problem = case.problem(GroupL1(), **bounds)
-    start = Detached()(problem, ProximalSteps(1500, case.rate()), case.origin).value
-    still, steps = problem.still(start)[:, 0, 0], ProximalSteps(500, case.rate())
+    start = Detached()(problem, ProximalSteps(700, case.rate()), case.origin).value
+    still, steps = problem.still(start)[:, 0, 0], ProximalSteps(250, case.rate())
     assert 0 < float(still.double().mean()) < 1
     towards = cotangent(case.origin)
     slopes = [] if bounds else slope_found_anew(problem, steps, start, towards)
@@ -223,7 +223,7 @@ def test_gauss_newton_is_exact_on_piecewise_linear_networks(networked) -> None:
         problem = networked(torch.nn.ReLU(), classes=classes)
         towards = cotangent(problem.origin)
         newton, dense = (
-            reached(Implicit(method)(problem, GaussNewton(steps=30), problem.origin), towards, problem)
+            reached(Implicit(method)(problem, GaussNewton(steps=15), problem.origin), towards, problem)
             for method in ("gauss_newton", "dense")
         )
         for name, gradient in newton.items():
@@ -233,8 +233,8 @@ def test_gauss_newton_is_exact_on_piecewise_linear_networks(networked) -> None:
 def test_smooth_networks_against_finite_differences(networked) -> None:
     problem = networked(torch.nn.Softplus(), weight=1.0)
     towards = cotangent(problem.origin)
-    start = Detached()(problem, ProximalSteps(800, 0.3), problem.origin).value
-    steps = ProximalSteps(200, 0.3)
+    start = Detached()(problem, ProximalSteps(400, 0.3), problem.origin).value
+    steps = ProximalSteps(100, 0.3)
     slopes = slope_found_anew(problem, steps, start, towards)
     for method in ("cg", "minres", "dense", "torchopt"):
         gradient = reached(Implicit(method, tolerance=1e-12)(problem, steps, start), towards, problem)
@@ -261,8 +261,8 @@ def test_the_rank_of_gauss_newton() -> None:
 
 def test_gauss_newton_solver_of_softmax_reaches_the_minimum(networked) -> None:
     problem = networked(torch.nn.Softplus(), classes=3, weight=1.0)
-    newton = Detached()(problem, GaussNewton(steps=40), problem.origin).value
-    descent = Detached()(problem, ProximalSteps(3000, 0.3), problem.origin).value
+    newton = Detached()(problem, GaussNewton(steps=20), problem.origin).value
+    descent = Detached()(problem, ProximalSteps(1000, 0.3), problem.origin).value
     assert torch.allclose(newton, descent, atol=1e-6)
 
 

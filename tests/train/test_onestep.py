@@ -49,7 +49,7 @@ def test_a_student_learns_and_is_previewed_with(script, models, tmp_path, capsys
     assert {path.name for path in (tmp_path / "late" / "onestep").iterdir()} == {"card.yaml", "model.safetensors"}
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_cut_run_resumes_bit_for_bit(script, models, tmp_path, precision) -> None:
     def run(out: str, steps: int) -> None:
         script.main(configure(script, models, tmp_path / out, cooldown=0.0, steps=steps, precision=precision))
