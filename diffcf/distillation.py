@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from einops import rearrange, reduce
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,6 +26,7 @@ from diffcf.data.views import KINDS, Views, view
 from diffcf.errors import ConfigError
 from diffcf.metrics import classification
 from diffcf.types import Code
+from diffcf.weights import write_tensors
 
 RIDGE_PENALTIES = tuple(10.0**e for e in range(-2, 7))
 
@@ -194,10 +194,7 @@ def cached_distillation_set(
             return DistillationSet.from_tensors(load_file(path))
     made = distillation_set(images.split(batch), encode_semantic, teacher, views=views)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")  # a run that is cut off must not leave half a file behind
-        save_file({name: value.contiguous() for name, value in made.tensors().items()}, partial)
-        partial.replace(path)
+        write_tensors(made.tensors(), path)
     return made
 
 

@@ -83,6 +83,14 @@ def whole_folder(folder: Path, ours: Sequence[str], *, overwrite: bool = False) 
         raise
 
 
+def share(path: Path) -> None:
+    """Give a file the permissions of any new one: `tempfile` and safetensors leave theirs to its owner alone."""
+    any_new = path.with_name(f"{path.name}.{os.getpid()}")
+    any_new.touch()
+    path.chmod(any_new.stat().st_mode)
+    any_new.unlink()
+
+
 def read_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
     """An array that `write_array` kept, or None where there is none or another one (it is then made again)."""
     try:
@@ -104,6 +112,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             np.save(file, array, allow_pickle=False)
+        share(Path(temporary))
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)

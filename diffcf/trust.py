@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.metrics.images import psnr
 from diffcf.types import TrustCheck
-from diffcf.weights import TRUST_NAME
+from diffcf.weights import TRUST_NAME, write_tensors
 
 DIRECTIONS = 64  # principal directions of the codes that are kept; the rest share one variance
 NEIGHBOURS = 5
@@ -146,8 +146,6 @@ class TrustStatistics:
 
     def save(self, folder: str | Path) -> Path:
         """Write `trust.safetensors` into the generator's folder."""
-        from safetensors.torch import save_file
-
         path = Path(folder) / TRUST_NAME
         tensors = {
             "codes.mean": self.codes.mean,
@@ -159,8 +157,7 @@ class TrustStatistics:
             "spread": self.spread,
             **{f"held_out.{name}": values for name, values in self.held_out.items()},
         }
-        about = json.dumps(self.about, sort_keys=True)
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"about": about})
+        write_tensors(tensors, path, about={"about": json.dumps(self.about, sort_keys=True)})
         return path
 
     @classmethod

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from diffcf.cards import CARD_NAME
 from diffcf.errors import CheckpointError
+from diffcf.folders import share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ASSETS = Path(__file__).parent / "assets"
 TRUST_NAME = "trust.safetensors"
+MODEL_WEIGHTS = "diffusion_pytorch_model.safetensors"  # as a ModelMixin of diffusers names its own
 Part = Literal["classifier", "generator", "agent", "onestep"]
 # What makes a folder this model and no other; notes, pictures and what held-out scans were like do not.
 MODEL_FILES = (".safetensors", ".json", ".pt", ".pth", ".pt2", ".bin")
@@ -148,10 +151,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return dict(found)
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, half: bool = False) -> None:
-    """Write named tensors as safetensors; the file is always whole, however often training replaces it.
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, *, half: bool = False, about: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors as safetensors; the file is always whole, however often and by whom it is replaced.
 
     half: store them in half precision, half the size; what reads them computes in single precision all the same.
+    about: more of the file's header.
     """
     from safetensors.torch import save_file
 
@@ -159,6 +165,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, half: bool = Fal
     if half:
         plain = {name: value.half() if value.is_floating_point() else value for name, value in plain.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    save_file(plain, partial, metadata={"format": "pt"})
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(plain, partial, metadata={"format": "pt", **(about or {})})
+    share(partial)
     partial.replace(path)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
+import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
 
 from diffcf.errors import ConfigError
-from diffcf.folders import whole_folder
+from diffcf.folders import whole_folder, write_array
+from diffcf.weights import write_tensors
 
 MARKER = "explanation.json"
 OURS = (MARKER, "*.png")
@@ -97,3 +103,18 @@ def test_what_is_never_replaced_says_so(tmp_path):
             pytest.fail("the block ran")
     with pytest.raises(ConfigError, match="not an empty folder"), whole_folder(out / MARKER, ()):
         pytest.fail("the block ran")
+
+
+def test_files_may_be_read_by_those_who_may_read_any_other(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_array(tmp_path / "kept.npy", np.zeros(3))
+        write_tensors({"a": torch.zeros(3)}, tmp_path / "model.safetensors", about={"of": "zeros"})
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {
+        "kept.npy": "0o640",
+        "model.safetensors": "0o640",
+    }
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "of": "zeros"}

@@ -11,7 +11,6 @@ times weights (Haufe et al. 2014, "On the interpretation of weight vectors of li
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from diffcf.cards import AgentCard, read_card, write_card
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.folders import whole_folder
-from diffcf.weights import MODEL_FOLDER, part_of
+from diffcf.weights import MODEL_FOLDER, MODEL_WEIGHTS, part_of, write_tensors
 
 SliceMode = Literal["channels", "average", "concatenate"]
 
@@ -229,7 +228,8 @@ def save_agent(agent: Any, card: AgentCard, folder: Path, *, half: bool = False)
     Errors: ConfigError for a folder of something else.
     """
     with whole_folder(folder, MODEL_FOLDER, overwrite=True) as whole:
-        (copy.deepcopy(agent).half() if half else agent).save_pretrained(whole, safe_serialization=True)
+        write_tensors(agent.state_dict(), whole / MODEL_WEIGHTS, half=half)
+        agent.save_config(whole)
         write_card(card, whole)
     agent.card = card
 

@@ -29,7 +29,7 @@ from diffcf.classifiers.network import (
 )
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.folders import whole_folder
-from diffcf.weights import MODEL_FOLDER, content_hash, part_of, read_tensors
+from diffcf.weights import MODEL_FOLDER, content_hash, part_of, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,6 @@ def save_blackbox(
 
     Errors: ConfigError for another format, weights that half precision cannot hold, and a folder of something else.
     """
-    from safetensors.torch import save_file
-
     network = model.network if isinstance(model, SlicedClassifier) else None
     if network is not None and not isinstance(network, TimmNetwork):
         raise ConfigError("an export is no timm architecture; copy its .pt2 file and its card instead.")
@@ -138,7 +136,7 @@ def save_blackbox(
     if bad:
         raise ConfigError(f"{bad[0]} holds NaN, infinity or what half precision cannot hold; nothing is written.")
     with whole_folder(folder, MODEL_FOLDER, overwrite=True) as whole:
-        save_file(tensors, whole / card.weights, metadata={"format": "pt"})
+        write_tensors(tensors, whole / card.weights)
         write_card(card, whole)
 
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import torch
 from einops import rearrange, reduce
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +25,7 @@ from diffcf.counterfactuals.ray import Ray
 from diffcf.counterfactuals.steps import StepSearch
 from diffcf.counterfactuals.trim import Trim
 from diffcf.errors import CheckpointError, ConfigError
+from diffcf.weights import write_tensors
 
 EXEMPLARS_NAME = "exemplars.safetensors"
 
@@ -38,8 +39,8 @@ class Exemplars:
 
     def save(self, folder: Path) -> None:
         """Write exemplars.safetensors, codes in half precision, beside the agent of the same generator."""
-        tensors = {"semantic": self.semantic.half().contiguous(), "probability": self.probability.float().contiguous()}
-        save_file(tensors, folder / EXEMPLARS_NAME)
+        tensors = {"semantic": self.semantic.half(), "probability": self.probability.float()}
+        write_tensors(tensors, folder / EXEMPLARS_NAME)
 
     def counts(self, classes: Sequence[str]) -> dict[str, int]:
         """How many there are of each class. Errors: ConfigError where a class has none."""

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from einops import einsum, pack, rearrange, unpack
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffcf.cards import AttributesCard, read_card, write_card
 from diffcf.errors import ConfigError
 from diffcf.generators.space import Space
 from diffcf.types import Code
-from diffcf.weights import read_tensors
+from diffcf.weights import read_tensors, write_tensors
 
 WEIGHTS = "attributes.safetensors"
 PENALTIES = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5)  # of the reader, chosen on held-out codes
@@ -117,9 +116,8 @@ class AttributeDirections:
 
     def save(self, folder: Path) -> None:
         """Write attributes.safetensors and card.yaml."""
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {"directions": self.directions, "reader": self.reader, "middle": self.middle}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / WEIGHTS)
+        write_tensors(tensors, folder / WEIGHTS)
         write_card(self.card, folder)
 
     @classmethod

@@ -27,10 +27,9 @@ from diffcf.generators.sampling import (
     obelm_start,
 )
 from diffcf.types import Code
-from diffcf.weights import content_hash, onestep_beside, part_of, read_tensors, write_tensors
+from diffcf.weights import MODEL_WEIGHTS, content_hash, onestep_beside, part_of, read_tensors, write_tensors
 
 SAMPLERS = ("ddim", "dpm", "obelm")
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class DiffusionGenerator(nn.Module):
@@ -239,7 +238,7 @@ def save_generator(
     model: DiffusionAutoencoder | Autoencoder, card: GeneratorCard, folder: Path, *, half: bool = False
 ) -> None:
     """Write config.json, safetensors weights and card.yaml to `folder`; half: store the weights in half precision."""
-    write_tensors(model.state_dict(), folder / WEIGHTS, half=half)
+    write_tensors(model.state_dict(), folder / MODEL_WEIGHTS, half=half)
     model.save_config(folder)
     write_card(card, folder)
 
@@ -296,7 +295,7 @@ def _read_network(folder: Path) -> DiffusionAutoencoder | Autoencoder:
         model = cast(DiffusionAutoencoder | Autoencoder, kind.from_config(config))
     except (OSError, ValueError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{folder} holds no readable config.json of a generator: {error}") from error
-    weights = {name: value.float() for name, value in read_tensors(folder / WEIGHTS).items()}
+    weights = {name: value.float() for name, value in read_tensors(folder / MODEL_WEIGHTS).items()}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from diffcf.errors import CheckpointError, ConfigError
+from diffcf.weights import write_tensors
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 PREFIX = "step-"
@@ -64,8 +65,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
     partial = folder / f".{target.name}.{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in checkpoint.tensors.items()}
-    save_file(tensors, partial / TENSORS)
+    # Cloned: weights that share storage are written as often as they are named.
+    write_tensors({name: value.detach().clone() for name, value in checkpoint.tensors.items()}, partial / TENSORS)
     (partial / STATE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.state}, indent=1))
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +17,7 @@ from diffcf.generators.onestep import OneStepDecoder
 from diffcf.metrics.images import psnr
 from diffcf.training.keyed import generator as keyed
 from diffcf.types import Code
+from diffcf.weights import write_tensors
 
 CHUNK = 32  # images whose codes are decoded together and kept in one file
 KINDS: tuple[str, ...] = ("inverted", "edited", "fresh")
@@ -108,9 +108,7 @@ def cached_decodes(
         file = target / f"{number:05d}.safetensors"
         if number % world == rank and not file.is_file():
             made = decode_codes(teacher, part.to(device), others, chunk=number, **drawn)
-            partial = file.with_suffix(f".{os.getpid()}")  # a run that is cut off must not leave half a file behind
-            save_file(made, partial)
-            partial.replace(file)
+            write_tensors(made, file)
         yield file
 
 

@@ -9,8 +9,9 @@ from tiny_generator import SIZE, tiny
 
 from diffcf.cards import GeneratorCard, Preparation, Sampling
 from diffcf.errors import CheckpointError, ConfigError
-from diffcf.generators.generator import WEIGHTS, DiffusionGenerator, SliceWise, load_generator, save_generator
+from diffcf.generators.generator import DiffusionGenerator, SliceWise, load_generator, save_generator
 from diffcf.types import Code
+from diffcf.weights import MODEL_WEIGHTS
 
 CARD = GeneratorCard(Preparation(size=SIZE), Sampling(steps=5), None)
 CODES = ["global", "spatial"]
@@ -119,7 +120,11 @@ def test_saved_and_loaded(tmp_path, images) -> None:
     assert loaded.sampling == Sampling(steps=5)
     assert load_generator(tmp_path, steps=9, sampler="dpm", spacing=None).sampling == Sampling("dpm", 9)
     assert not any(weight.requires_grad for weight in loaded.parameters())
-    assert sorted(path.name for path in (tmp_path / "generator").iterdir()) == ["card.yaml", "config.json", WEIGHTS]
+    assert sorted(path.name for path in (tmp_path / "generator").iterdir()) == [
+        "card.yaml",
+        "config.json",
+        MODEL_WEIGHTS,
+    ]
     with pytest.raises(ConfigError, match="sampler, steps and spacing"):
         load_generator(tmp_path, stride=3)
 
@@ -128,7 +133,7 @@ def test_half_precision_files_are_half_as_large_and_computed_in_single(tmp_path,
     model = tiny()
     save_generator(model, CARD, tmp_path / "full")
     save_generator(model, CARD, tmp_path / "half", half=True)
-    full, half = ((tmp_path / name / WEIGHTS).stat().st_size for name in ("full", "half"))
+    full, half = ((tmp_path / name / MODEL_WEIGHTS).stat().st_size for name in ("full", "half"))
     assert half < 0.62 * full
     loaded = load_generator(tmp_path / "half")
     assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
@@ -149,7 +154,7 @@ def test_broken_folders_are_refused(tmp_path) -> None:
     other.save_config(tmp_path / "b")
     with pytest.raises(CheckpointError, match="do not fit"):
         load_generator(tmp_path / "b")
-    (tmp_path / "b" / WEIGHTS).write_bytes(b"pickle?")
+    (tmp_path / "b" / MODEL_WEIGHTS).write_bytes(b"pickle?")
     with pytest.raises(CheckpointError, match="safetensors"):
         load_generator(tmp_path / "b")
     (tmp_path / "b" / "config.json").write_text("{")
