@@ -33,6 +33,7 @@ from diffcf.errors import ConfigError
 from diffcf.generators.generator import SliceWise, load_generator
 from diffcf.training.command import command_line, run_script
 from diffcf.training.keyed import Order
+from diffcf.training.loop import check_launcher
 from diffcf.weights import content_hash
 
 
@@ -126,11 +127,12 @@ def fit(
 def main(config: Config) -> dict[str, float]:
     """Compute codes, train, select, write; returns the agreement on the validation split.
 
-    Errors: ConfigError for a convolutional agent with settings that only a linear one has.
+    Errors: ConfigError for a convolutional agent with settings that only a linear one has; of `check_launcher`.
     """
     if config.width and (config.edits or config.pool > 1 or config.loss.needs_features or config.init == "ridge"):
         raise ConfigError("a convolutional agent (width > 0) needs init: random, loss: KL, pool: 1 and edits: 0.")
     accelerator = Accelerator()
+    check_launcher(accelerator)
     set_seed(config.seed)
     generator = SliceWise(load_generator(config.generator, steps=config.edit_steps))
     generator.to(accelerator.device)

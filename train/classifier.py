@@ -33,6 +33,7 @@ from diffcf.metrics.classification import figures_of
 from diffcf.training.classification import Augmentation, check_labels, class_weights
 from diffcf.training.command import command_line, run_script
 from diffcf.training.keyed import Order, generator
+from diffcf.training.loop import check_launcher
 from diffcf.training.run import Plan
 
 OF_CARD = ("preparation", "classes", "architecture", "architecture_args", "slice_mode")
@@ -159,6 +160,7 @@ def fit(accelerator: Accelerator, config: Config, parts: tuple[list, list], out:
 def main(config: Config) -> dict[str, float]:
     """Train on the manifest's split, one fold or all; returns figures of the validation part (of all folds, means)."""
     accelerator, manifest = Accelerator(), Manifest.read_all(config.manifests)
+    check_launcher(accelerator)
     if config.fold is None:
         return fit(accelerator, config, (manifest.split("train"), manifest.split("val")), config.out)
     parts = manifest.folds(config.folds, config.seed)

@@ -161,6 +161,15 @@ def made_ahead(inputs: Callable[[int], tuple[Any, ...]], steps: range) -> Iterat
             yield given
 
 
+def check_launcher(accelerator: Accelerator) -> None:
+    """Errors: ConfigError for a launcher that splits the weights, which what is written holds whole."""
+    if accelerator.distributed_type in SPLIT_WEIGHTS:
+        raise ConfigError(
+            f"launched with {accelerator.distributed_type.value}, which splits the weights; expected data-parallel "
+            "processes that hold them whole: configs/accelerate/ddp_8gpu.yaml (docs/generators.md)."
+        )
+
+
 def train(
     accelerator: Accelerator,
     run: Run,
@@ -182,14 +191,9 @@ def train(
 
     The loss is looked at every `LOOK` steps, and before anything is written: weights that are not finite never are.
 
-    Errors: ConfigError for a launcher that splits the weights, which a `Run` holds whole, and for a loss or a gradient
-    that is not finite; those of `Run.resume`.
+    Errors: ConfigError for a loss or a gradient that is not finite; those of `check_launcher` and `Run.resume`.
     """
-    if accelerator.distributed_type in SPLIT_WEIGHTS:
-        raise ConfigError(
-            f"launched with {accelerator.distributed_type.value}, which splits the weights; expected data-parallel "
-            "processes that hold them whole: configs/accelerate/ddp_8gpu.yaml (docs/generators.md)."
-        )
+    check_launcher(accelerator)
     console = Console(quiet=not accelerator.is_main_process)
     averaged = copy.deepcopy(run.model)
     plan = Plan(config.learning_rate, config.steps, config.warmup, config.cooldown)

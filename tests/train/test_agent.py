@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from einops import rearrange
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
@@ -197,3 +198,10 @@ def test_configs_are_valid(script, path: Path) -> None:
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(script.Config)
     parser.parse_args([f"--config={path}"])
+
+
+def test_a_launcher_that_splits_the_weights_is_refused(script, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(ConfigError, match="launched with DEEPSPEED, which splits the weights"):
+        script.main(configure(script, tmp_path))
+    assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from jsonargparse import ArgumentParser
 from sklearn.metrics import roc_auc_score
 from tiny_data import write_tiny_data
@@ -148,3 +149,10 @@ def test_configs_are_valid(script, path: Path) -> None:
     if path.stem != "paper":  # a whole DenseNet121 takes a while to try
         parameters = sum(weight.numel() for weight in build_network(card).parameters())
         assert parameters * 2 < 4e6  # bytes in half precision: the weights come in the package
+
+
+def test_a_launcher_that_splits_the_weights_is_refused(script, manifest, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ConfigError, match="launched with FSDP, which splits the weights"):
+        script.main(configure(script, manifest, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
