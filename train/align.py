@@ -48,8 +48,8 @@ OF_CARD = ("preparation", "classes", "architecture", "architecture_args", "slice
 FREE = ("out", "validate_every", "save_every", "data", "terms", "steps")
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(loop.Stage):
     """What to train, on what, and for which reasons.
 
     Args:
@@ -66,8 +66,7 @@ class Config:
         views: turns of a training scan with its region; the mark is painted afterwards.
         balance: classes weigh the same in the cross-entropy.
         select: the validation figure whose best weights are kept.
-        steps, batch, learning_rate, warmup, cooldown, weight_decay, clip: of AdamW. ema: decay of the averaged weights.
-        validate_every, save_every: steps. data, terms: for the card. seed: of initialisation, order, views and marks.
+        data, terms: for the card. seed: of initialisation, order, views and marks.
     """
 
     out: Path
@@ -89,13 +88,6 @@ class Config:
     balance: bool = False
     select: Literal["auc", "accuracy"] = "auc"
     steps: int = 600
-    batch: int = 64
-    learning_rate: float = 1e-3
-    warmup: int = 50
-    cooldown: float = 1.0
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: float = 0.98
     validate_every: int = 100
     save_every: int = 100
     data: str = ""

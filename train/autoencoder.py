@@ -22,11 +22,10 @@ from rich.console import Console
 from diffcf.cards import GeneratorCard, Preparation
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
-from diffcf.data.views import Views
 from diffcf.generators.autoencoder import Network
 from diffcf.generators.generator import SliceWise, load_generator
 from diffcf.training.adversarial import Adversarial
-from diffcf.training.autoencoder import fit_autoencoder
+from diffcf.training.autoencoder import AutoencoderStage, fit_autoencoder
 from diffcf.training.command import command_line, run_script
 from diffcf.training.run import settings
 from diffcf.trust import FEWEST_HELD_OUT, fit_trust
@@ -35,8 +34,8 @@ from diffcf.trust import FEWEST_HELD_OUT, fit_trust
 FREE = ("steps", "cooldown", "validate_every", "save_every", "val_images", "data", "terms", "out")
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(AutoencoderStage):
     """What to train on, which network, and how.
 
     Args:
@@ -44,21 +43,9 @@ class Config:
         manifests: CSV files; "train" rows are learned from, "val" rows are watched.
         preparation: how slices are cut; its size is the network's.
         network: conv, paper 003's (ConvAutoencoder), or kl, latent diffusion's (KLAutoencoder).
-        model: arguments of the network beside the size.
-        loss: l1 or l2, between image and reconstruction.
         kl_weight: of kl's distance of codes from white noise, in nats.
-        adversarial: a discriminator that the reconstructions must pass; null: none.
-        views: what is as likely as the image itself: none, mirror (left-right), square (all eight turns).
-        steps: optimiser steps of the whole run.
-        batch: slices a step, over all processes.
-        learning_rate: of AdamW, for the discriminator, too; reached after `warmup` steps, falling to 0 over the last
-            share `cooldown` of the run.
-        weight_decay: of AdamW.
-        clip: largest norm of the gradient.
-        ema: decay of the averaged weights, reached gradually.
+        adversarial: a discriminator that the reconstructions must pass, with the same learning rate; null: none.
         precision: "bf16" computes passes in bfloat16; weights stay in single precision.
-        half: store the generator's weights in half precision.
-        validate_every, save_every: steps. val_images: slices watched.
         data, terms: of what it was trained on, in words, for the card.
         seed: of initialisation, order and views.
     """
@@ -67,24 +54,16 @@ class Config:
     manifests: list[Path]
     preparation: Preparation = field(default_factory=Preparation)
     network: Network = "conv"
-    model: dict[str, Any] = field(default_factory=dict)
-    loss: Literal["l1", "l2"] = "l2"
     kl_weight: float = 1e-6
     adversarial: Adversarial | None = None
-    views: Views = "mirror"
     steps: int = 1000
-    batch: int = 64
-    learning_rate: float = 1e-3
     warmup: int = 100
     cooldown: float = 0.4
     weight_decay: float = 0.0
-    clip: float = 1.0
     ema: float = 0.99
     precision: Literal["no", "bf16"] = "no"
-    half: bool = False
     validate_every: int = 200
     save_every: int = 200
-    val_images: int = 64
     data: str = ""
     terms: str = ""
     seed: int = 0

@@ -37,8 +37,8 @@ from diffcf.trust import FEWEST_HELD_OUT, MOST_APPEARANCES, MOST_HELD_OUT, fit_t
 FREE = ("sampling", "steps", "cooldown", "validate_every", "save_every", "val_images", "data", "terms", "out")
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(loop.Stage):
     """What to train on, which network, and how.
 
     Args:
@@ -51,18 +51,11 @@ class Config:
         loss: l1, the paper's norm, or l2.
         min_snr: gamma of the min-SNR weighting of timesteps (Hang et al. 2023 take 5), with l2; null weighs all alike.
         views: what is as likely as the image itself: none, mirror (left-right), square (all eight turns).
-        steps: optimiser steps of the whole run.
-        batch: slices a step, over all processes.
-        learning_rate: of AdamW, the paper's 1e-4; reached after `warmup` steps, falling to 0 over the last share
-            `cooldown` of the run.
-        weight_decay: of AdamW.
-        clip: largest norm of the gradient.
-        ema: decay of the averaged weights, reached gradually.
         precision: "bf16" computes passes in bfloat16; weights stay in single precision.
         channels_last: memory layout of weights and images. It pays where convolutions prefer it: measure it.
         compile: torch.compile the loss.
         half: store the generator's weights in half precision.
-        validate_every, save_every: steps. val_images: slices watched.
+        val_images: slices watched.
         data, terms: of what it was trained on, in words, for the card.
         seed: of initialisation, order, noise and views.
     """
@@ -77,12 +70,10 @@ class Config:
     min_snr: float | None = None
     views: Views = "mirror"
     steps: int = 20_000
-    batch: int = 64
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-4  # the paper's
     warmup: int = 100
     cooldown: float = 0.3
     weight_decay: float = 0.0
-    clip: float = 1.0
     ema: float = 0.999
     precision: Literal["no", "bf16"] = "no"
     channels_last: bool = False

@@ -38,8 +38,8 @@ from diffcf.weights import content_hash
 FREE = ("steps", "cooldown", "validate_every", "save_every", "cache", "data", "terms", "out")
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(loop.Stage):
     """What to distil, over which codes, and how.
 
     Args:
@@ -51,15 +51,8 @@ class Config:
         edits: edited codes an image, beside the image's own code and one with a fresh x_T.
         longest: of an edit, in differences between the codes of two other images.
         views: each training slice is turned into one of these views, at random: none, mirror or square.
-        steps: optimiser steps of the whole run.
-        batch: codes a step, over all processes.
-        learning_rate: of AdamW; reached after `warmup` steps, falling to 0 over the last share `cooldown` of the run.
-        weight_decay: of AdamW.
-        clip: largest norm of the gradient.
-        ema: decay of the averaged weights, reached gradually.
         precision: "bf16" computes the passes of teacher and student in bfloat16; weights stay in single precision.
         half: store the weights in half precision.
-        validate_every, save_every: steps.
         cache: where the teacher's decodes are kept.
         data, terms: of what it was trained on, in words, for the card.
         seed: of views, edits, noise and order.
@@ -74,12 +67,9 @@ class Config:
     longest: float = 1.0
     views: Views = "mirror"
     steps: int = 1000
-    batch: int = 64
     learning_rate: float = 3e-4
-    warmup: int = 50
     cooldown: float = 0.4
     weight_decay: float = 0.0
-    clip: float = 1.0
     ema: float = 0.99
     precision: Literal["no", "bf16"] = "no"
     half: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -26,48 +26,17 @@ from diffcf.training.keyed import Order, noise_for, turns_for
 from diffcf.training.run import Run
 
 
-class Settings(loop.Pace, Protocol):
-    """What a script's Config says of an autoencoder, beside the loop's numbers."""
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """Arguments of the network beside the size."""
-        ...
-
-    @property
-    def loss(self) -> Literal["l1", "l2"]:
-        """Between image and reconstruction."""
-        ...
-
-    @property
-    def views(self) -> Views:
-        """What is as likely as the image itself."""
-        ...
-
-    @property
-    def weight_decay(self) -> float:
-        """Of AdamW."""
-        ...
-
-    @property
-    def ema(self) -> float:
-        """Decay of the averaged weights."""
-        ...
-
-    @property
-    def half(self) -> bool:
-        """Store the generator's weights in half precision."""
-        ...
-
-    @property
-    def val_images(self) -> int:
-        """Slices watched."""
-        ...
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AutoencoderStage(loop.Stage):
-    """The `Settings` of an autoencoder that is one of several networks of a script."""
+    """How an autoencoder is trained.
+
+    Args:
+        model: arguments of the network beside the size.
+        loss: l1 or l2, between image and reconstruction.
+        views: what is as likely as the image itself: none, mirror (left-right), square (all eight turns).
+        half: store the generator's weights in half precision.
+        val_images: slices watched.
+    """
 
     model: dict[str, Any] = field(default_factory=dict)
     loss: Literal["l1", "l2"] = "l2"
@@ -117,7 +86,7 @@ def fit_autoencoder(
     accelerator: Accelerator,
     train: ScanDataset,
     val: ScanDataset,
-    config: Settings,
+    config: AutoencoderStage,
     card: GeneratorCard,
     out: Path,
     *,

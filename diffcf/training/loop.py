@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -23,54 +23,22 @@ SPLIT_WEIGHTS = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedTyp
 LOOK = 10  # steps between two looks at the loss
 
 
-class Pace(Protocol):
-    """What a script's Config says of the loop: numbers of steps, and the optimiser's settings."""
-
-    @property
-    def steps(self) -> int:
-        """Of the whole run."""
-        ...
-
-    @property
-    def batch(self) -> int:
-        """Samples a step, over all processes."""
-        ...
-
-    @property
-    def learning_rate(self) -> float:
-        """Reached after `warmup` steps, falling to 0 over the last share `cooldown`."""
-        ...
-
-    @property
-    def warmup(self) -> int:
-        """Steps."""
-        ...
-
-    @property
-    def cooldown(self) -> float:
-        """Share of the run."""
-        ...
-
-    @property
-    def clip(self) -> float:
-        """Largest norm of the gradient."""
-        ...
-
-    @property
-    def validate_every(self) -> int:
-        """Steps."""
-        ...
-
-    @property
-    def save_every(self) -> int:
-        """Steps."""
-        ...
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A `Pace` for scripts that train several networks one after the other, by AdamW: `weight_decay` is its, and `ema`
-    the decay of the averaged weights."""
+    """How a network is trained; what a script's own settings inherit from.
+
+    Args:
+        steps: optimiser steps of the whole run.
+        batch: samples a step, over all processes.
+        learning_rate: of AdamW; reached after `warmup` steps, falling to 0 over the last share `cooldown` of the run.
+        warmup: steps until the learning rate is reached.
+        cooldown: share of the run over which it falls.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        ema: decay of the averaged weights, reached gradually.
+        validate_every: steps from one validation to the next.
+        save_every: steps from one checkpoint to the next.
+    """
 
     steps: int = 500
     batch: int = 64
@@ -174,7 +142,7 @@ def train(
     accelerator: Accelerator,
     run: Run,
     loss: nn.Module,
-    config: Pace,
+    config: Stage,
     *,
     name: str,
     inputs: Callable[[int], tuple[Any, ...]],
