@@ -16,7 +16,6 @@ With --background the question is another: whether a crop of 32 x 32 pixels show
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -25,8 +24,8 @@ from diffcf.data.lidc_arrays import NoduleArrays, write_arrays, write_nodule
 from diffcf.data.lidc_background import BackgroundArrays, write_background
 from diffcf.data.lidc_nodules import ScoreThree, label_of
 from diffcf.data.lidc_tcia import write_tcia
-from diffcf.data.manifest import SPLITS
-from diffcf.errors import DiffcfError
+from diffcf.data.manifest import Manifest
+from diffcf.data.regions import run_loader
 
 __all__ = [
     "BackgroundArrays",
@@ -63,24 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.index is not None and options.source is None:
         parser.error("--index goes with --source")
     common = {"score_3": options.score_3, "seed": options.seed}
-    try:
+
+    def write() -> Manifest | Path:
         if options.index is not None:
-            print(f"wrote {write_nodule(options.source, options.index, options.out)}")
-            return 0
+            return write_nodule(options.source, options.index, options.out)
         if options.source is not None:
-            manifest = write_arrays(options.source, options.out, **common)
-        elif options.background is not None:
-            manifest = write_background(options.background, options.out, seed=options.seed)
-        else:
-            manifest = write_tcia(options.tcia, options.out, size=options.size, slices=options.slices, **common)
-    except DiffcfError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"wrote {manifest.source}")
-    for split in SPLITS:
-        counts = manifest.class_counts(split)
-        print(f"{split:>5}: " + ", ".join(f"{'unlabelled' if k is None else k}: {n}" for k, n in counts.items()))
-    return 0
+            return write_arrays(options.source, options.out, **common)
+        if options.background is not None:
+            return write_background(options.background, options.out, seed=options.seed)
+        return write_tcia(options.tcia, options.out, size=options.size, slices=options.slices, **common)
+
+    return run_loader(write)
 
 
 if __name__ == "__main__":

@@ -107,13 +107,16 @@ def add_common_options(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def run_loader(write: Callable[[], Manifest]) -> int:
-    """Write a data set and print what is in it; returns the exit code."""
+def run_loader(write: Callable[[], Manifest | Path]) -> int:
+    """Write a data set, or one scan of it, and print what is in it; returns the exit code."""
     try:
         manifest = write()
     except DiffcfError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    if isinstance(manifest, Path):
+        print(f"wrote {manifest}")
+        return 0
     print(f"wrote {manifest.source}")
     for split in SPLITS:
         counts = manifest.class_counts(split)
