@@ -33,6 +33,7 @@ from diffcf.implicit import (
 )
 
 ALIGN = sorted((ROOT / "configs/align").rglob("*.yaml"))
+ACAT = sorted((ROOT / "configs/acat").rglob("*.yaml"))
 EVALUATION = sorted((ROOT / "configs/evaluation").glob("*.yaml"))
 NAMED = {
     "distance": [SquaredL2("mean"), L1("mean"), SmoothL1(0.1, "mean"), GroupL1()],
@@ -145,10 +146,14 @@ def check(said: Any, got: Any, default: Any, where: str) -> None:
         assert named or default is None or type(got) is type(default), where
         assert not named or type(got).__name__ == said["class_path"].rpartition(".")[2], where
         defaults = {field.name: field for field in dataclasses.fields(got)}
-        for key, value in (said.get("init_args", {}) if named else said).items():
+        given = said.get("init_args", {}) if named else said
+        for key, value in given.items():
             made = defaults[key].default_factory
             own = None if made is dataclasses.MISSING else made()  # type: ignore[misc]
             check(value, getattr(got, key), own, f"{where}.{key}")
+        # jsonargparse keeps settings of the same name when a file changes a class.
+        for key in (defaults.keys() - given.keys()) if named and type(default) is not type(got) else ():
+            assert getattr(got, key) == getattr(type(got)(**{k: getattr(got, k) for k in given}), key), f"{where}.{key}"
     elif isinstance(said, list):
         assert len(said) == len(got), where
         for one, other in zip(said, got, strict=True):
@@ -160,13 +165,19 @@ def check(said: Any, got: Any, default: Any, where: str) -> None:
 def read_whole(script: ModuleType, path: Path, before: Sequence[Path] = ()) -> None:
     """Check every setting of a file, read after others."""
     files = [part for one in (*before, path) for part in ("--config", str(one))]
-    check(yaml.safe_load(path.read_text()), auto_cli(script.Config, as_positional=False, args=files), None, path.name)
+    got, *earlier = (
+        auto_cli(script.Config, as_positional=False, args=files[:end]) for end in (len(files), 2 * len(before)) if end
+    )
+    for key, said in yaml.safe_load(path.read_text()).items():
+        check(said, getattr(got, key), getattr(earlier[0], key) if earlier else None, f"{path.name}.{key}")
 
 
-@pytest.mark.parametrize("path", [*ALIGN, ROOT / "configs/tiny/align.yaml"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*ALIGN, *ACAT, ROOT / "configs/tiny/align.yaml"], ids=lambda path: path.stem)
 def test_training_files_mean_what_they_say(path: Path) -> None:
-    before = [ROOT / "configs/align/lidc.yaml"] if path.parent.name in ("methods", "distances") else []
-    read_whole(load("train", "align"), path, before)
+    over = {"align": "lidc", "acat": "lidc_background"}
+    kind = path.relative_to(ROOT / "configs").parts[0].replace("tiny", "align")
+    before = [ROOT / f"configs/{kind}/{over[kind]}.yaml"] if path.parent.parent.name == kind else []
+    read_whole(load("train", kind), path, before)
 
 
 @pytest.mark.parametrize("path", EVALUATION, ids=lambda path: path.stem)
