@@ -18,14 +18,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent.name not in LONG and item.path.stem not in LONG)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _plain_convolutions() -> None:
-    """PyTorch's own convolutions: at the 16 pixels of most tests a call of oneDNN takes twice as long."""
-    import torch
-
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-
-
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data that `DIFFCF_DATA` names; the test is skipped where it is not set."""
