@@ -64,7 +64,7 @@ class Config:
         widen: pixels by which masks are widened to regions.
         inner: how counterfactuals in pixels are found, for all methods.
         generator: of the explanations through a full decoder; null leaves them out. decoded: scans of each class.
-        search: how these are found.
+        decoded_method: how these are found.
         threshold: of the maps, times their maximum.
         occlusion: of the occlusion map.
         panels: which counterfactuals are drawn; null draws none.
@@ -85,7 +85,7 @@ class Config:
     inner: Inner = field(default_factory=lambda: Inner(distance_weight=0.1, solver=GaussNewton(20)))
     generator: str | None = None
     decoded: int = 10
-    search: Method = field(default_factory=Latent)
+    decoded_method: Method = field(default_factory=Latent)
     threshold: float = 0.5
     occlusion: Occlusion = field(default_factory=Occlusion)
     panels: Panels | None = None

@@ -105,7 +105,7 @@ def decoded(blackbox: BlackBox, generator: Any, images: Tensor, config: Config) 
     """The explanations of images "n s c h w" through a generator's full decoder."""
     if not len(images):
         return []
-    explainer = Explainer(generator, blackbox, None, ExplainSettings(config.search))
+    explainer = Explainer(generator, blackbox, None, ExplainSettings(config.decoded_method))
     return [one for part in images.split(10) for one in explainer.explain_batch(part, seed=config.seed)]
 
 

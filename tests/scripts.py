@@ -16,6 +16,8 @@ import pytest
 from jsonargparse import auto_cli
 from tiny_data import write_tiny_data
 
+from diffcf.cli import main
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -57,3 +59,15 @@ def result(folder: Path, name: str, variant: str = "tiny") -> dict[str, Any]:
     written = json.loads((folder / "runs" / "tiny" / "results" / f"{name}_{variant}.json").read_text())
     assert {"table", "command", "commit", "device", "seed", "data", "rows"} == set(written)
     return written
+
+
+def explain(out: str, *more: str, generator: str = "diffae") -> int:
+    """The exit code of `diffcf explain` of one scan by the tiny black box, into `out`."""
+    models = ("--classifier", "runs/tiny/classifier/blackbox", "--generator", f"runs/tiny/{generator}")
+    return main(["explain", *models, "--scan", "runs/tiny/data/4.npz", *more, "--out", out])
+
+
+def explained(out: str, *more: str, generator: str = "diffae") -> dict[str, Any]:
+    """What explanation.json says after `explain`, which has written an explanation, trusted or not."""
+    assert explain(out, *more, generator=generator) in (0, 10, 11, 12)
+    return json.loads(Path(out, "explanation.json").read_text())

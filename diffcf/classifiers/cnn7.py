@@ -1,7 +1,7 @@
 """The seven-layer network of paper 001 (appendix B), as an architecture of timm: `diffcf_cnn7`.
 
 The paper draws it and names no normalisation. Here it is GroupNorm and SiLU: alignment differentiates the network twice
-and looks at one sample at a time, which batch statistics and kinks stand in the way of. `norm` gives it without either.
+and looks at one sample at a time, which batch statistics and kinks stand in the way of. `norm` gives the other forms.
 """
 
 from __future__ import annotations

@@ -110,18 +110,18 @@ def add_common_options(parser: argparse.ArgumentParser, what: str) -> None:
 def run_loader(write: Callable[[], Manifest | Path]) -> int:
     """Write a data set, or one scan of it, and print what is in it; returns the exit code."""
     try:
-        manifest = write()
+        written = write()
     except DiffcfError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if isinstance(manifest, Path):
-        print(f"wrote {manifest}")
+    if isinstance(written, Path):
+        print(f"wrote {written}")
         return 0
-    print(f"wrote {manifest.source}")
+    print(f"wrote {written.source}")
     for split in SPLITS:
-        counts = manifest.class_counts(split)
+        counts = written.class_counts(split)
         print(f"{split:>5}: " + ", ".join(f"{'unlabelled' if k is None else k}: {n}" for k, n in counts.items()))
-    skipped = Path(manifest.source).with_name(SKIPPED)
+    skipped = Path(written.source).with_name(SKIPPED)
     if skipped.is_file():
         count = len(skipped.read_text(encoding="utf-8").splitlines())
         print(f"left out {count} case(s); {skipped} says why")

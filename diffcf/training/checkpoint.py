@@ -65,8 +65,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
     partial = folder / f".{target.name}.{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    # Cloned: weights that share storage are written as often as they are named.
-    write_tensors({name: value.detach().clone() for name, value in checkpoint.tensors.items()}, partial / TENSORS)
+    # Cloned (in the host's memory): weights that share storage are written as often as they are named.
+    write_tensors({name: value.detach().cpu().clone() for name, value in checkpoint.tensors.items()}, partial / TENSORS)
     (partial / STATE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.state}, indent=1))
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)

@@ -7,23 +7,19 @@ import shutil
 from pathlib import Path
 
 import pytest
-from scripts import run
+from scripts import explain, explained, run
 
 from diffcf.cards import AgentCard, read_card
-from diffcf.cli import main
 from diffcf.counterfactuals import METHODS, Exemplars
 from diffcf.scans import read_scan
+
+DIRECTIONS = ("--method", "attributes", "--attributes", "runs/tiny/attributes/attributes")
 
 
 @pytest.mark.parametrize("method", ["latent", "latent-shift", "minimal", "pixels"])
 def test_every_method_ends_in_the_same_files(trained, method: str) -> None:
     """Without an agent: these methods ask the black box itself. They end like the default, in the same files."""
-    command = [
-        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae",
-        "--scan", "runs/tiny/data/4.npz", "--method", method, "--steps", "3", "--out", f"by-{method}",
-    ]  # fmt: skip
-    assert main(command) in (0, 10, 11, 12)
-    said = json.loads((Path(f"by-{method}") / "explanation.json").read_text())
+    said = explained(f"by-{method}", "--method", method, "--steps", "3")
     assert METHODS[method].__name__ == said["provenance"]["method"]["name"]
     assert said["decision"]["agent"]["factual"] is None
     assert "agent" not in said["provenance"]["models"]
@@ -32,13 +28,7 @@ def test_every_method_ends_in_the_same_files(trained, method: str) -> None:
 
 
 def test_explain_in_attribute_space(attributes, trained) -> None:
-    command = [
-        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae", "--scan",
-        "runs/tiny/data/4.npz", "--method", "attributes", "--attributes", "runs/tiny/attributes/attributes",
-        "--freeze", "column", "--steps", "3", "--out", "by-attributes",
-    ]  # fmt: skip
-    assert main(command) in (0, 10, 11, 12)
-    said = json.loads(Path("by-attributes/explanation.json").read_text())
+    said = explained("by-attributes", *DIRECTIONS, "--freeze", "column", "--steps", "3")
     assert {changed["name"] for changed in said["attributes"]} <= {"row"}
     assert said["provenance"]["method"]["name"] == "Attributes"
     assert said["provenance"]["method"]["frozen"] == ["column"]
@@ -49,12 +39,7 @@ def test_explain_in_attribute_space(attributes, trained) -> None:
     [("colour,row", "colour do not exist; these directions have column, row"), ("column,row", "Free at least one")],
 )
 def test_what_cannot_be_frozen_is_refused(attributes, trained, capsys, freeze: str, says: str) -> None:
-    command = [
-        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae", "--scan",
-        "runs/tiny/data/4.npz", "--method", "attributes", "--attributes", "runs/tiny/attributes/attributes",
-        "--freeze", freeze, "--out", "none",
-    ]  # fmt: skip
-    assert main(command) == 2
+    assert explain("none", *DIRECTIONS, "--freeze", freeze) == 2
     assert says in " ".join(capsys.readouterr().err.split())
     assert not Path("none").exists()
 
@@ -66,12 +51,7 @@ def test_exemplars_beside_the_agent_make_them_the_default(trained) -> None:
     assert (
         read_card(AgentCard, Path("with/agent")).about["exemplars"]["command"].startswith("python train/exemplars.py")
     )
-    command = [
-        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae",
-        "--agent", "with/agent", "--scan", "runs/tiny/data/4.npz", "--steps", "3", "--out", "by-exemplar",
-    ]  # fmt: skip
-    assert main(command) in (0, 10, 11, 12)
-    said = json.loads(Path("by-exemplar/explanation.json").read_text())
+    said = explained("by-exemplar", "--agent", "with/agent", "--steps", "3")
     assert said["provenance"]["method"]["name"] == "Exemplar"
     assert "exemplars" not in said["provenance"]["method"]  # no path of the machine
     assert said["decision"]["agent"]["factual"] is not None
@@ -79,20 +59,12 @@ def test_exemplars_beside_the_agent_make_them_the_default(trained) -> None:
 
 
 def test_a_method_that_needs_exemplars_says_how_to_get_them(trained, capsys) -> None:
-    command = [
-        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae",
-        "--agent", "runs/tiny/agent/agent", "--scan", "runs/tiny/data/4.npz", "--method", "exemplar", "--out", "none",
-    ]  # fmt: skip
-    assert main(command) in (2, 4)
+    assert explain("none", "--agent", "runs/tiny/agent/agent", "--method", "exemplar") in (2, 4)
     assert not Path("none").exists()
 
 
 def test_explain_from_the_command_line_and_the_same_bytes_again(trained, capsys) -> None:
-    command = [
-        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae",
-        "--agent", "runs/tiny/agent/agent", "--scan", "runs/tiny/data/4.npz", "--seed", "3", "--out",
-    ]  # fmt: skip
-    codes = [main([*command, out]) for out in ("one", "two")]
+    codes = [explain(out, "--agent", "runs/tiny/agent/agent", "--seed", "3") for out in ("one", "two")]
     assert codes[0] == codes[1]
     assert codes[0] in (0, 10, 11, 12)
     assert "<- target" in capsys.readouterr().out

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scripts import load, result, run
+from scripts import explained, load, result, run
 
-from diffcf.cli import main
 from diffcf.weights import content_hash
 
 
@@ -60,23 +58,13 @@ def test_a_one_step_decoder_previews_and_its_gap_is_reported(trained) -> None:
         )
         assert 0 <= row["same_edited"] <= 1
     assert preview["psnr"] != student["psnr"]
-    command = [
-        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/diffae",
-        "--scan", "runs/tiny/data/4.npz", "--method", "latent", "--onestep", "runs/tiny/onestep", "--out", "by-onestep",
-    ]  # fmt: skip
-    assert main(command) in (0, 10, 11, 12)
-    said = json.loads(Path("by-onestep/explanation.json").read_text())
+    said = explained("by-onestep", "--method", "latent", "--onestep", "runs/tiny/onestep")
     assert said["provenance"]["models"]["onestep"]["hash"] == content_hash("runs/tiny/onestep/onestep")
 
 
 def test_a_plain_autoencoder_explains_and_is_judged(trained) -> None:
     run("train", "autoencoder")
-    command = [
-        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/autoencoder",
-        "--scan", "runs/tiny/data/4.npz", "--method", "latent", "--out", "by-autoencoder",
-    ]  # fmt: skip
-    assert main(command) in (0, 10, 11, 12)
-    said = json.loads(Path("by-autoencoder/explanation.json").read_text())
+    said = explained("by-autoencoder", "--method", "latent", generator="autoencoder")
     assert said["provenance"]["sampling"] is None
     assert said["cost"]["generator_backwards"] > 0
     module = load("evaluation", "counterfactuals")
@@ -105,12 +93,8 @@ def test_a_plain_autoencoder_explains_and_is_judged(trained) -> None:
 
 def test_an_adversarial_autoencoder_explains_and_is_judged(trained) -> None:
     run("train", "autoencoder", config="autoencoder_adversarial")
-    command = [
-        "explain", "--classifier", "runs/tiny/classifier/blackbox", "--generator", "runs/tiny/autoencoder-adversarial",
-        "--scan", "runs/tiny/data/4.npz", "--method", "latent", "--steps", "3", "--out", "by-adversarial",
-    ]  # fmt: skip
-    assert main(command) in (0, 10, 11, 12)
-    generator = json.loads(Path("by-adversarial/explanation.json").read_text())["provenance"]["models"]["generator"]
+    said = explained("by-adversarial", "--method", "latent", "--steps", "3", generator="autoencoder-adversarial")
+    generator = said["provenance"]["models"]["generator"]
     assert generator["hash"] == content_hash("runs/tiny/autoencoder-adversarial/generator")
     module = load("evaluation", "reconstruction")
     models = {"generator": "runs/tiny/autoencoder-adversarial", "classifier": "runs/tiny/classifier/blackbox"}
