@@ -7,10 +7,11 @@ label from the semantic code and from x_T, as AUC on held-out patients: an edit 
 only x_T knows. `stability`: rank correlation of the |difference| maps of the same search from other noise (a fresh x_T,
 two seeds). `diversity`: three answers, each searched away from the earlier ones: 1 - cosine of their changes, and the
 share that is reached. `randomisation` (Adebayo et al. 2018): |rank correlation| of the map for the trained black box
-with that for the same network with its weights drawn anew, and with that for another trained network. The search there
-asks no agent, which has learnt from the trained one. The scores of a random network hardly vary: they are stretched so
-that its log-odds have the mean and the spread of the trained one's, and both are asked for the same. Maps are averaged
-over `smooth` pixels first: of a sparse one most values are 0. Intervals resample patients.
+with that for the same network with its weights drawn anew (mean over `draws`), with that for another trained network,
+and, for what chance makes of it, with those of other patients' scans. The search there asks no agent, which has learnt
+from the trained one. The scores of a random network hardly vary: they are stretched so that its log-odds have the mean
+and the spread of the trained one's, and both are asked for the same. Maps are averaged over `smooth` pixels first: of a
+sparse one most values are 0. Intervals resample patients.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from common import RESULTS, first_of_each_class, mean_row, write_result
 from einops import rearrange
@@ -62,6 +64,7 @@ class Config:
         method: null is the default for this agent and generator. without_agent: that of the randomisation check.
         scans: at most so many of each class; 0 takes all.
         read: at most so many scans of each class for the reader of codes; 0 takes all.
+        draws: so many networks with random weights.
         smooth: pixels a side over which maps are averaged.
         split: test, or val while something is still being chosen.
         batch: scans at once.
@@ -81,6 +84,7 @@ class Config:
     without_agent: Method = field(default_factory=Latent)
     scans: int = 10
     read: int = 150
+    draws: int = 3
     smooth: int = 5
     split: str = "test"
     batch: int = 16
@@ -105,12 +109,19 @@ def smoothed(change: Tensor, side: int) -> Tensor:
     return rearrange(F.avg_pool2d(flat, side, 1, side // 2), "(n s) c h w -> n (s c h w)", s=change.shape[1])
 
 
+def by_chance(maps: Tensor, patients: Sequence[str]) -> Tensor:
+    """Mean |rank correlation| of each map, "n ...", with those of all other patients, "n"; NaN where there are none."""
+    others = [[k for k, patient in enumerate(patients) if patient != own] for own in patients]
+    alike = [rank_correlation(maps[i].expand_as(maps[k]), maps[k]) for i, k in enumerate(others)]
+    return torch.stack([each.abs().nanmean() for each in alike])
+
+
 @torch.no_grad()
 def main(config: Config) -> list[dict[str, Any]]:
     """Ask all questions; prints and writes the table, returns its rows."""
     generator = SliceWise(load_diffusion(config.generator))
     blackbox, other = load_blackbox(config.classifier), load_blackbox(config.other)
-    random = redrawn(load_blackbox(config.classifier), config.seed)
+    drawn = [redrawn(load_blackbox(config.classifier), config.seed + k) for k in range(config.draws)]
     agent = AgentScorer(load_agent(config.agent))
     folder = part_of(config.agent, "agent")
     plain = Latent() if generator.spatial else Shift()
@@ -121,13 +132,17 @@ def main(config: Config) -> list[dict[str, Any]]:
     asked = [row for row in manifest.split(config.split) if row.label is not None]
     sets = {"train": ScanDataset(known, preparation), "test": ScanDataset(asked, preparation)}
     scans = sets["test"]
-    scorers = {
-        name: ImageScorer(box, box.view_of(preparation))
-        for name, box in (("trained", blackbox), ("random", random), ("other", other))
-    }
-    views = {name: torch.cat([box.classifier(box.view(part) if box.view else part) for part in scans.images.split(64)])
-             for name, box in scorers.items()}  # fmt: skip
-    right = (views["trained"].argmax(1) == scans.labels) & (scans.labels < 2)  # the target is the other one of two
+
+    def scorer_of(box: Any) -> ImageScorer:
+        return ImageScorer(box, box.view_of(preparation))
+
+    def logits_of(scorer: ImageScorer) -> Tensor:
+        views = (scorer.view(part) if scorer.view else part for part in scans.images.split(64))
+        return torch.cat([scorer.classifier(view) for view in views])
+
+    decides = scorer_of(blackbox)
+    logits = logits_of(decides)
+    right = (logits.argmax(1) == scans.labels) & (scans.labels < 2)  # the target is the other one of two
     index = first_of_each_class(scans.labels, right.nonzero().squeeze(1).tolist(), config.scans)
     images, target = scans.images[index], 1 - scans.labels[index]
     patients: Sequence[str] = [scans.patients[i] for i in index]
@@ -163,28 +178,32 @@ def main(config: Config) -> list[dict[str, Any]]:
     how = {"read": config.read, "batch": config.batch, "resamples": config.resamples, "seed": config.seed}
     rows += [{"method": f"leakage: {part}", **read} for part, read in leakage(generator, sets, **how).items()]
 
-    own, reached = search(usual, scorers["trained"])
-    again = [search(usual, scorers["trained"], seed=config.seed + k)[0] for k in (1, 2)]
+    own, reached = search(usual, decides)
+    again = [search(usual, decides, seed=config.seed + k)[0] for k in (1, 2)]
     maps = [smoothed(change, config.smooth) for change in (own, *again)]
     pairs = torch.stack([rank_correlation(maps[a], maps[b]) for a, b in ((0, 1), (0, 2), (1, 2))]).mean(0)
     rows.append(row("stability over x_T", {"stability": pairs.numpy(), "validity": reached}))
 
     answers = [
         diverse(part, wanted, count=3, method=usual if usual.diverse else Latent(),
-                generator=generator, blackbox=scorers["trained"], agent=agent)
+                generator=generator, blackbox=decides, agent=agent)
         for part, wanted in zip(images.split(config.batch), target.split(config.batch), strict=True)
     ]  # fmt: skip
     changes = [torch.cat([each[k].difference for each in answers]) for k in range(3)]
     valid = torch.stack([torch.cat([each[k].reachable for each in answers]).float() for k in range(3)]).mean(0)
     rows.append(row("three answers", {"diversity": diversity(changes).numpy(), "validity": valid.numpy()}))
 
-    trained, _ = search(config.without_agent, scorers["trained"])
-    stretched = Stretched(scorers["random"], views["random"], views["trained"])
-    drawn, moved = search(config.without_agent, stretched)
-    twin, turned = search(config.without_agent, scorers["other"])
-    for name, change, valid in (("random weights", drawn, moved), ("another trained network", twin, turned)):
-        alike = rank_correlation(smoothed(trained, config.smooth), smoothed(change, config.smooth)).abs()
-        rows.append(row(f"randomisation: {name}", {"randomisation": alike.numpy(), "validity": valid}))
+    base = smoothed(search(config.without_agent, decides)[0], config.smooth)
+
+    def compared(name: str, others: list[Scorer]) -> dict[str, Any]:
+        found = [search(config.without_agent, each) for each in others]
+        alike = torch.stack([rank_correlation(base, smoothed(change, config.smooth)).abs() for change, _ in found])
+        valid = np.mean([reached for _, reached in found], axis=0)
+        return row(f"randomisation: {name}", {"randomisation": alike.mean(0).numpy(), "validity": valid})
+
+    rows.append(compared("random weights", [Stretched(box, logits_of(box), logits) for box in map(scorer_of, drawn)]))
+    rows.append(compared("another trained network", [scorer_of(other)]))
+    rows.append(row("randomisation: other patients", {"randomisation": by_chance(base, patients).numpy()}))
     table = [{**common, **each} for each in rows]
     write_result(__file__, config, "Sanity of codes and maps", table)
     return table
