@@ -41,6 +41,7 @@ class Config:
         saliency: where the maps came from in training.
         saliency_of: method -> another source of its maps, where the table compares sources.
         default, reference: names of `methods`: ours, and the one that `gain` is measured against.
+        chosen_on: runs by whose validation scans settings were chosen; their patients are left out.
         split: val to choose settings by, test for a table.
         data: what the scans are, in words. seed: of nothing here, for the file. out: folder of the result.
     """
@@ -53,6 +54,7 @@ class Config:
     saliency_of: dict[str, SaliencyMethod] = field(default_factory=dict)
     default: str = "ACAT"
     reference: str = BASELINE
+    chosen_on: list[Path] = field(default_factory=list)
     split: str = "test"
     data: str = ""
     seed: int = 0
@@ -85,7 +87,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     count = 0
     for folder in track(config.runs, description="runs"):
         run = AcatRun(folder)
-        scans = run.scans(run.rows(config.manifest, config.split))
+        scans = run.scans(run.rows(config.manifest, config.split, chosen_on=config.chosen_on))
         count += len(scans)
         for name, place in config.methods.items():
             model, part = run.part(place, scans, config.saliency_of.get(name, config.saliency))

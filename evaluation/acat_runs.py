@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from diffcf.cards import read_card
+from diffcf.cards import ClassifierCard, read_card
 from diffcf.classifiers.blackbox import BlackBox, load_blackbox
 from diffcf.classifiers.guided import GuidedCard, GuidedClassifier, load_guided
 from diffcf.data.dataset import ScanDataset
@@ -49,14 +49,30 @@ class AcatRun:
         """The classifier of a method, by its folder's name."""
         return load_guided(self.folder / name / "classifier")
 
+    def manifest(self, path: Path) -> Manifest:
+        """A manifest under the run's own splits."""
+        seed = read_card(ClassifierCard, self.folder / BASELINE / "blackbox").about.get("split")
+        read = Manifest.read(path)
+        return read if seed is None else read.redrawn(seed)
+
     def rows(
-        self, manifest: Path, split: str, keep: Callable[[ManifestRow], bool] = lambda row: True
+        self,
+        manifest: Path,
+        split: str,
+        keep: Callable[[ManifestRow], bool] = lambda row: True,
+        *,
+        chosen_on: Sequence[Path] = (),
     ) -> list[ManifestRow]:
-        """Labelled rows of a split of the run's own. Errors: ConfigError where none are kept."""
-        seed = self.baseline.card.about.get("split")
-        read = Manifest.read(manifest)
-        read = read if seed is None else read.redrawn(seed)
-        rows = [row for row in read.split(split) if row.label is not None and keep(row)]
+        """Labelled rows of a split of the run's own.
+
+        chosen_on: runs of the same data by whose validation scans settings were chosen. Each run has a split of its
+        own, so that their validation patients are test patients of others: they are left out.
+
+        Errors: ConfigError where none are kept.
+        """
+        seen = {row.patient for folder in chosen_on for row in AcatRun(folder).manifest(manifest).split("val")}
+        own = self.manifest(manifest).split(split)
+        rows = [row for row in own if row.label is not None and row.patient not in seen and keep(row)]
         if not rows:
             raise ConfigError(f"{manifest}: no labelled row of the {split} split is left for {self.folder}.")
         return rows

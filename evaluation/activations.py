@@ -4,8 +4,8 @@
 
 Variances over test scans of what each convolution of the image network gives before normalisation and activation, each
 number's own, averaged over them; `noised`: of images with a standard Gaussian added, as in the paper, in units of half
-a window. Rows: each layer of the baseline and of a classifier with attention; `ratio` is the latter's by the former's,
-`excess_ratio` that of what the noise adds: noised less original. Means over runs, Student's t intervals.
+a window. Rows: each layer of the baseline and of a classifier with attention; `ratio` is the latter's by the former's.
+Means over runs, Student's t intervals.
 """
 
 from __future__ import annotations
@@ -91,8 +91,6 @@ def main(config: Config) -> list[dict[str, Any]]:
         for figures in each:
             for kind in ("original", "noised"):
                 figures[f"ratio_{kind}"] = figures[f"attention_{kind}"] / figures[f"baseline_{kind}"]
-            added = [figures[f"{label}_noised"] - figures[f"{label}_original"] for label in ("attention", "baseline")]
-            figures["excess_ratio"] = added[0] / added[1]
         row = {"layer": layer + 1, "data": config.name, "split": config.split, "runs": len(each)}
         for key in each[0]:
             row |= over_runs(key, [figures[key] for figures in each])

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from diffcf.metrics.localisation import (
 )
 from diffcf.saliency import SaliencyMethod, normalised
 from diffcf.saliency.counterfactual import smoothed
+from diffcf.saliency.maps import check_maps
 from diffcf.training.command import run_script
 
 SMALL = (1, 2)  # size grades
@@ -62,9 +64,10 @@ class Config:
         methods: name -> how maps are made.
         guided: folder of a classifier that reads maps by the default method; null leaves its row out.
         default: name of our method among `methods`.
+        chosen_on: runs by whose validation scans settings were chosen; their patients are left out.
         territories: the data are phantoms with six territories, one of which has the lesion.
         most: so many lesions a run, spread evenly; 0: all.
-        split: val to choose settings by, test for a table. batch: scans at once.
+        split: val to choose settings by, test for a table.
         resamples: of the bootstrap. data: what the scans are, in words. seed: of the bootstrap. out: folder.
     """
 
@@ -74,10 +77,10 @@ class Config:
     methods: dict[str, SaliencyMethod] = field(default_factory=dict)
     guided: str | None = "acat"
     default: str = "ours"
+    chosen_on: list[Path] = field(default_factory=list)
     territories: bool = False
     most: int = 0
     split: str = "test"
-    batch: int = 30
     resamples: int = 1000
     data: str = ""
     seed: int = 0
@@ -99,11 +102,16 @@ class Lesions:
         def shows(row: ManifestRow) -> bool:
             return bool(row.label) and row.mask is not None
 
-        rows = run.rows(config.manifest, config.split, shows)
+        rows = run.rows(config.manifest, config.split, shows, chosen_on=config.chosen_on)
         if config.most and len(rows) > config.most:
             rows = [rows[int(place)] for place in np.linspace(0, len(rows) - 1, config.most).round()]
         scans = run.scans(rows, mask=True)
         assert scans.masks is not None
+        seen = (scans.masks > 0).flatten(1).any(1).tolist()
+        if not all(seen):  # a lesion outside the field, or between the slices
+            rows = [row for row, there in zip(rows, seen, strict=True) if there]
+            scans = run.scans(rows, mask=True)
+            assert scans.masks is not None
         territory = territory_masks(rows, scans.preparation) if config.territories else None
         return cls(scans, (scans.masks > 0).float(), territory)
 
@@ -138,23 +146,22 @@ class Lesions:
 
 def maps_by_method(run: AcatRun, lesions: Lesions, config: Config) -> dict[str, Callable[[], Tensor]]:
     """What makes the maps of each row."""
-    blackbox, generator, images = run.baseline, run.generator, lesions.scans.images
-
-    def by(method: SaliencyMethod) -> Callable[[], Tensor]:
-        return lambda: torch.cat(
-            [normalised(method(blackbox, part, generator=generator)) for part in images.split(config.batch)]
-        )
-
-    made = {name: by(method) for name, method in config.methods.items()}
+    images = lesions.scans.images
+    made: dict[str, Callable[[], Tensor]] = {
+        name: partial(run.maps, method, images) for name, method in config.methods.items()
+    }
     if config.guided is not None:
-        model, ours = run.guided(config.guided), config.methods[config.default]
-        maps = run.maps(ours, images)
-        made[f"{config.default}, of {config.guided}"] = lambda: torch.cat(
-            [
-                normalised(ours(WithMap(model, own[None]), image[None], generator=generator))
-                for image, own in zip(images, maps, strict=True)
-            ]
-        )
+        ours = config.methods[config.default]
+        model, part = run.part(config.guided, lesions.scans, ours)
+        if part.maps is None:
+            raise ConfigError(f"{config.guided} reads no maps: name a classifier that does, or guided: null.")
+        pairs = list(zip(images, part.maps, strict=True))
+
+        def of_guided() -> Tensor:
+            maps = [ours(WithMap(model, own[None]), image[None], generator=run.generator) for image, own in pairs]
+            return torch.cat([normalised(each) for each in maps])
+
+        made[f"{config.default}, of {config.guided}"] = of_guided
     return made
 
 
@@ -169,7 +176,9 @@ def main(config: Config) -> list[dict[str, Any]]:
         lesions = Lesions.of(run, config)
         patients += lesions.scans.patients
         for name, make in track(maps_by_method(run, lesions, config).items(), description=str(folder)):
-            judged.setdefault(name, []).append(lesions.figures(make()))
+            maps = make()
+            check_maps(maps, lesions.scans.images)
+            judged.setdefault(name, []).append(lesions.figures(maps))
     cases = {
         name: {key: np.concatenate([one[key] for one in runs]) for key in runs[0]} for name, runs in judged.items()
     }

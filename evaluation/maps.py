@@ -2,7 +2,7 @@
 
     python evaluation/maps.py --config configs/evaluation/maps_lidc.yaml
 
-`forwards` and `backwards`: passes of the baseline and of the decoder for one map, per image. `again`: passes when the
+`forwards` and `backwards`: passes of the baseline for one map, per image. `again`: passes when the
 same maps are asked for once more. `time_ratio`: one process of one thread by `processes` of one thread each, over the
 same new maps, from when all are ready until the last has read everything; the median of `repeats`, with the smallest
 and largest as KEY_low and KEY_high. It means something on a machine that does nothing else.

@@ -40,6 +40,7 @@ class Config:
         manifest: CSV file; labelled rows of each run's own `split`.
         runs: folders that train/acat.py wrote.
         methods: name -> descent.
+        chosen_on: runs by whose validation scans settings were chosen; their patients are left out.
         first, doublings: of the latent shift's step sizes.
         most: so many scans a run, spread evenly; 0: all. split: which scans. batch: scans at once.
         resamples: of the bootstrap. data: what the scans are, in words. seed: of the bootstrap. out: folder.
@@ -49,6 +50,7 @@ class Config:
     manifest: Path
     runs: list[Path]
     methods: dict[str, CounterfactualSaliency] = field(default_factory=dict)
+    chosen_on: list[Path] = field(default_factory=list)
     first: float = 1e-5
     doublings: int = 24
     most: int = 0
@@ -84,7 +86,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     for folder in config.runs:
         run = AcatRun(folder)
         blackbox, generator = run.baseline, run.generator
-        scans = run.scans(run.rows(config.manifest, config.split))
+        scans = run.scans(run.rows(config.manifest, config.split, chosen_on=config.chosen_on))
         logits = torch.cat([blackbox(part) for part in scans.images.split(config.batch)])
         right = (logits.argmax(1) == scans.labels).nonzero().squeeze(1)
         if config.most and len(right) > config.most:

@@ -41,7 +41,7 @@ CHIEF = {  # of scripts with more columns than a page can show
     ),
     "activations": (
         "layer", "runs", "baseline_original", "attention_original", "ratio_original", "baseline_noised",
-        "attention_noised", "ratio_noised", "excess_ratio",
+        "attention_noised", "ratio_noised",
     ),
     "localisation": (
         "method", "n", "runs", "dice", "dice_gain", "dice_smoothed", "iou", "class_averaged_dice", "class_averaged_iou",

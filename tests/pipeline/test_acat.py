@@ -73,6 +73,16 @@ def test_classifiers_are_judged(trained) -> None:
         assert row["sensitivity"] > 0.5
 
 
+def test_patients_that_settings_were_chosen_by_are_not_judged(trained) -> None:
+    acat_run, manifest = load("evaluation", "acat_runs").AcatRun, Path("runs/tiny/data/manifest.csv")
+    first, second = (acat_run(Path(folder)) for folder in RUNS)
+    chosen = {row.patient for row in first.rows(manifest, "val")}
+    judged = {row.patient for row in second.rows(manifest, "test")}
+    assert chosen & judged  # each run has a split of its own
+    left = {row.patient for row in second.rows(manifest, "test", chosen_on=[first.folder])}
+    assert left == judged - chosen
+
+
 def test_activations_are_measured(trained) -> None:
     run("evaluation", "activations")
     rows = result(trained[0], "activations")["rows"]
@@ -93,6 +103,8 @@ def test_maps_are_judged_by_where_they_lie(trained) -> None:
         assert 0 <= row["dice_low"] <= row["dice"] <= row["dice_high"] <= 1
         assert row["class_averaged_dice"] > row["dice"]
     assert "dice_gain" not in rows["ours"]
+    with pytest.raises(ConfigError, match="trained on maps by"):
+        run("evaluation", "localisation", "--methods.ours.distance_weight=0.02", "--most=1")
     assert np.isclose(rows["gradient"]["dice_gain"], rows["ours"]["dice"] - rows["gradient"]["dice"], atol=1e-5)
 
 
