@@ -349,7 +349,7 @@ class Explainer:
         """Index of a class given by index or name. Errors: ConfigError, which lists the classes."""
         if isinstance(target, str) and target in self.classes:
             return self.classes.index(target)
-        if str(target).isdigit() and int(target) < len(self.classes):
+        if str(target).isdecimal() and int(target) < len(self.classes):
             return int(target)
         listed = ", ".join(f"{index} = {name!r}" for index, name in enumerate(self.classes))
         raise ConfigError(f"target {target!r} is no class of this black box, which has {listed}.")

@@ -58,7 +58,7 @@ def whole_folder(folder: Path, ours: Sequence[str], *, overwrite: bool = False) 
 
     Errors: ConfigError as in `check_free`, before the block runs, and where no folder can be made there.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.realpath(folder))  # of a link, what it leads to is filled
     check_free(folder, ours, overwrite=overwrite)
     temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     made = [parent for parent in folder.parents if not parent.exists()]

@@ -90,7 +90,9 @@ class ExplainOptions(RunOptions, ScanOptions):
     roi: str | None = option(
         str | None, "mask (NIfTI, or any scan format) of the only place that may change", None, "MASK"
     )
-    residual_carry: bool = option(bool, "keep in the counterfactual what the decoder cannot reproduce", False)
+    residual_carry: bool = option(
+        bool, "keep in the counterfactual what the decoder cannot reproduce, as most methods do anyway", False
+    )
     full_path: bool = option(bool, "decode every frame of the path in full, where most would be previews", False)
     sampler: str | None = option(str | None, "ddim, dpm or obelm (default: the generator's)", None, "NAME")
     steps: int | None = option(

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def unit_of(modality: str) -> str:
+    """What values of a modality count in: HU for CT and where a format cannot say, else "grey levels"."""
+    return "HU" if modality in ("CT", "unknown") else "grey levels"
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where a scan came from and what was done to read it."""

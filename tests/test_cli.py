@@ -218,6 +218,36 @@ def test_classifier_without_agent_says_how_to_train_one(tmp_path, capsys):
     assert "accelerate launch train/agent.py" in capsys.readouterr().err
 
 
+def test_a_generator_that_is_none_is_named(tmp_path, capsys):
+    for part in ("blackbox", "generator"):
+        (tmp_path / part).mkdir()
+    (tmp_path / "generator" / "config.json").write_text('{"code": ')
+    given = ["explain", "--classifier", str(tmp_path / "blackbox"), "--scan", "s", "--out", str(tmp_path / "out")]
+    assert main(given) == 4
+    assert "config.json is not valid JSON" in capsys.readouterr().err
+    assert main([*given, "--generator", str(tmp_path / "generator" / "config.json")]) == 2
+    assert "is a file; give the folder" in capsys.readouterr().err
+
+
+def test_a_demo_that_fails_leaves_nothing(tmp_path, capsys, monkeypatch):
+    from diffcf.commands import demo
+
+    out = tmp_path / "deep" / "demo"
+    assert main(["demo", "--out", str(out), "--seed=-1"]) == 2
+    assert not out.exists()
+
+    def interrupted(options):
+        assert any(Path(options.scan).iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "explain", interrupted)
+    assert main(["demo", "--out", str(out)]) == 130
+    assert not out.exists()
+    (out / "scan").mkdir(parents=True)
+    assert main(["demo", "--out", str(out)]) == 130
+    assert (out / "scan").is_dir()
+
+
 def test_check_describes_and_refuses(tmp_path, capsys):
     scan = made_scan()
     np.savez(tmp_path / "scan.npz", volume=scan.volume, spacing=np.array(scan.spacing))

@@ -162,14 +162,15 @@ def check(said: Any, got: Any, default: Any, where: str) -> None:
         assert got == (Path(said) if isinstance(got, Path) else said), where
 
 
-def read_whole(script: ModuleType, path: Path, before: Sequence[Path] = ()) -> None:
-    """Check every setting of a file, read after others."""
+def read_whole(script: ModuleType, path: Path, before: Sequence[Path] = ()) -> Any:
+    """The config of a file, read after others, whose every setting is checked."""
     files = [part for one in (*before, path) for part in ("--config", str(one))]
     got, *earlier = (
         auto_cli(script.Config, as_positional=False, args=files[:end]) for end in (len(files), 2 * len(before)) if end
     )
     for key, said in yaml.safe_load(path.read_text()).items():
         check(said, getattr(got, key), getattr(earlier[0], key) if earlier else None, f"{path.name}.{key}")
+    return got
 
 
 @pytest.mark.parametrize("path", [*ALIGN, *ACAT, ROOT / "configs/tiny/align.yaml"], ids=lambda path: path.stem)
@@ -183,7 +184,12 @@ def test_training_files_mean_what_they_say(path: Path) -> None:
 @pytest.mark.parametrize("path", EVALUATION, ids=lambda path: path.stem)
 def test_evaluation_files_mean_what_they_say(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "evaluation"))
-    read_whole(load("evaluation", path.stem.partition("_")[0]), path)
+    script, _, name = path.stem.partition("_")
+    config = read_whole(load("evaluation", script), path)
+    assert config.name == name
+    assert config.data
+    if script not in ("tuning", "cost"):  # which read cards alone, and training scans
+        assert getattr(config, "how", config).split == ("val" if name.endswith("settings") else "test")
 
 
 @pytest.mark.parametrize("name", ["l1", "l1_scaled", "l2_scaled"])

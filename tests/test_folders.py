@@ -30,6 +30,18 @@ def test_appears_at_the_end(tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
+def test_what_a_link_leads_to_is_filled(tmp_path):
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    real.mkdir(parents=True)
+    link.symlink_to(real)
+    for overwrite in (False, True):
+        with whole_folder(link, OURS, overwrite=overwrite) as folder:
+            fill(folder)
+        assert link.is_symlink()
+        assert [path.name for path in real.iterdir()] == [MARKER]
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "link"}
+
+
 def test_failure_leaves_nothing(tmp_path):
     with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "deep" / "er" / "out", OURS) as folder:
         fill(folder / "missing")

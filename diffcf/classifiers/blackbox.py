@@ -29,6 +29,7 @@ from diffcf.classifiers.network import (
 )
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.folders import whole_folder
+from diffcf.types import unit_of
 from diffcf.weights import MODEL_FOLDER, content_hash, part_of, read_tensors, write_tensors
 
 
@@ -159,7 +160,7 @@ def inspect_blackbox(source: str | Path, card: str | Path | None = None) -> list
         ("classes", ", ".join(f"{index} = {name}" for index, name in enumerate(made.classes))),
         ("input", f"{preparation.slices} slice(s) of {preparation.size} x {preparation.size} pixels, {field}"),
         ("modality", preparation.modality),
-        ("window", f"{low:g} to {high:g} HU"),
+        ("window", f"{low:g} to {high:g} {unit_of(preparation.modality)}"),
         ("slice mode", made.slice_mode),
         ("normalisation", f"(value - {made.mean:g}) / {made.std:g}, of values in [-1, 1]"),
         ("logits", "yes"),

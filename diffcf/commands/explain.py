@@ -38,8 +38,7 @@ def explain(options: ExplainOptions) -> int:
 
     if options.probability is not None and not 0 < options.probability < 1:
         raise ConfigError(f"--probability {options.probability}: expected a number between 0 and 1.")
-    if not 0 <= options.seed < LARGEST_SEED:
-        raise ConfigError(f"--seed {options.seed}: expected a whole number from 0 to {LARGEST_SEED - 1}.")
+    check_seed(options.seed)
     with whole_folder(Path(options.out), REPORT_FILES, overwrite=options.overwrite) as folder:
         case = make_case(options)
         with _stage("writing the report"):
@@ -95,7 +94,7 @@ def make_case(options: ExplainOptions) -> Case:
     if options.roi is not None:
         from diffcf.data.masks import mask_of_patch
 
-        region = read_scan(options.roi, modality="other")
+        region = read_scan(options.roi, allow_tilt=options.allow_tilt, modality="other")
         roi = torch.from_numpy(mask_of_patch(region, scan, patch))[:, None].to(image)
     with _stage("searching for the counterfactual"):
         explanation = explainer.explain(image, options.target, options.probability, options.seed, roi)
@@ -200,8 +199,8 @@ def summary(case: Case) -> str:
         )
     change, cost = case.difference_hu, explanation.cost
     lines.append(
-        f"change against the {case.reference_name}: {change.min():+.0f} to {change.max():+.0f} HU, "
-        f"{abs(change).mean():.1f} HU on average, slice(s) {', '.join(map(str, case.patch.slices))}"
+        f"change against the {case.reference_name}: {change.min():+.0f} to {change.max():+.0f} {case.unit}, "
+        f"{abs(change).mean():.1f} on average, slice(s) {', '.join(map(str, case.patch.slices))}"
     )
     lines.append(
         f"cost: {cost.generator_forwards} generator forwards, {cost.generator_backwards} backwards, "
@@ -222,6 +221,12 @@ def parse_centre(text: str) -> tuple[float, float, float]:
     except ValueError as error:
         raise ConfigError(f"--centre-mm {text!r}: expected three numbers in mm, as in '-61.5,12,-140'.") from error
     return x, y, z
+
+
+def check_seed(seed: int) -> None:
+    """Errors: ConfigError."""
+    if not 0 <= seed < LARGEST_SEED:
+        raise ConfigError(f"--seed {seed}: expected a whole number from 0 to {LARGEST_SEED - 1}.")
 
 
 def pick_device(name: str) -> str:

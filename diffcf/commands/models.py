@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffcf.errors import ConfigError
+from diffcf.errors import CheckpointError, ConfigError
 from diffcf.options import ExplainOptions
 from diffcf.weights import onestep_beside, part_of
 
@@ -35,12 +35,15 @@ def find_models(options: ExplainOptions) -> Models:
     classifier = part_of(options.classifier, "classifier")
     beside = (classifier if classifier.is_dir() else classifier.absolute()).parent
     generator = part_of(options.generator, "generator") if options.generator else beside / "generator"
+    if options.generator and generator.is_file():
+        raise ConfigError(f"--generator {options.generator} is a file; give the folder that it lies in.")
     if not generator.is_dir():
         raise ConfigError(
             f"no generator beside the classifier ({generator} does not exist): give --generator, a folder or a bundled "
             "name such as lidc, or train one on your scans:\n"
             "  accelerate launch train/diffae.py --config configs/diffae/lidc.yaml "
-            "--manifests '[MANIFEST.csv]' --out runs/generator\nand give --generator runs/generator."
+            "--manifests '[MANIFEST.csv]' --data 'what they are' --terms 'whose they are' --out runs/generator\n"
+            "and give --generator runs/generator."
         )
     onestep = part_of(options.onestep, "onestep") if options.onestep else onestep_beside(generator)
     agent = part_of(options.agent, "agent") if options.agent else _agent_beside(beside, generator)
@@ -51,7 +54,8 @@ def find_models(options: ExplainOptions) -> Models:
             f"no agent beside the classifier ({agent} does not exist): give --agent, or train one for this classifier "
             "and generator (no labels needed):\n"
             f"  accelerate launch train/agent.py --config configs/agent/lidc_l1.yaml --classifier {options.classifier} "
-            f"--generator {options.generator or generator} --manifests '[MANIFEST.csv]' --out runs/agent\n"
+            f"--generator {options.generator or generator} --manifests '[MANIFEST.csv]' "
+            "--data 'what they are' --terms 'whose they are' --out runs/agent\n"
             "and give --agent runs/agent/agent."
         )
     return Models(classifier, generator, agent, onestep)
@@ -75,6 +79,11 @@ def _follows_agent(method: str | None, generator: Path) -> bool:
     if method is not None:
         return method in ("agent", "exemplar")
     config = generator / "config.json"
-    # A plain autoencoder's code is always a map.
-    spatial = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("code", "spatial") == "spatial"
-    return not spatial
+    if not config.is_file():
+        return True
+    try:
+        said = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{config} is not valid JSON: {error}. Copy the generator's folder again.") from error
+    # A plain autoencoder, which does not say, has a map.
+    return not isinstance(said, dict) or said.get("code", "spatial") != "spatial"

@@ -16,7 +16,7 @@ from diffcf.errors import (
     EXIT_TRUST,
     ConfigError,
 )
-from diffcf.types import Explanation, Scan, TrustCheck
+from diffcf.types import Explanation, Scan, TrustCheck, unit_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +68,11 @@ class Case:
     def window(self) -> Window:
         """The window whose limits are -1 and 1 of the images."""
         return self.patch.preparation.window
+
+    @property
+    def unit(self) -> str:
+        """What the scan's values count in: "HU", or "grey levels" of a picture or of another modality than CT."""
+        return unit_of(self.scan.provenance.modality)
 
     @property
     def target(self) -> int:

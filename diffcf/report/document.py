@@ -80,7 +80,7 @@ def document(case: Case) -> dict[str, Any]:
             for point in order
         ],
         "change": {
-            "unit": "HU",
+            "unit": case.unit,
             "reference": case.reference_name,
             "mean_absolute": float(np.abs(change).mean(dtype=np.float64)),
             "largest_increase": float(max(change.max(), 0)),

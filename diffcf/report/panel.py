@@ -61,7 +61,7 @@ def _draw(case: Case) -> Figure:
         return figure.add_axes((x / width, 1 - (top + h) / height, w / width, h / height))
 
     def text(x: float, top: float, words: str, **style: Any) -> None:
-        figure.text(x / width, 1 - top / height, words, va="top", **style)
+        figure.text(x / width, 1 - top / height, words, va="top", parse_math=False, **style)  # a name may hold a $
 
     text(left, 0.12, "\n".join(warnings), color=RED, fontsize=8, linespacing=1.25)
     top = title - 0.4
@@ -103,8 +103,8 @@ def _draw(case: Case) -> Figure:
                     _scale_bar(case, cell_axes)
     under = title + header + rows * cell + (rows - 1) * gap + 0.16
     for mappable, x, ticks, label in (
-        (grey, left, [limits[0], case.window.centre, limits[1]], "HU"),
-        (colour, left + 3 * (cell + gap) + 0.1, [-reach, 0, reach], "change in HU"),
+        (grey, left, [limits[0], case.window.centre, limits[1]], case.unit),
+        (colour, left + 3 * (cell + gap) + 0.1, [-reach, 0, reach], f"change in {case.unit}"),
     ):
         assert mappable is not None
         bar = figure.colorbar(mappable, cax=axes(x, under, cell, 0.09), orientation="horizontal", ticks=ticks)
@@ -141,12 +141,12 @@ def _subtitle(case: Case) -> str:
 
 
 def _footer(case: Case) -> str:
-    window = f"window: centre {_number(case.window.centre)}, width {_number(case.window.width)} HU"
+    window = f"window: centre {_number(case.window.centre)}, width {_number(case.window.width)} {case.unit}"
     rows, columns = case.patch.spacing
     size = case.patch.preparation.size
     # A picture's spacing of 1 is no measure: only a scan with geometry has a pixel size.
     pixel = f"{rows:.3g} × {columns:.3g} mm a pixel" if _placed(case) else "pixel size unknown"
-    peak = f"largest change {np.abs(case.difference_hu).max():.0f} HU"
+    peak = f"largest change {np.abs(case.difference_hu).max():.0f} {case.unit}"
     return f"{window}\n{size} × {size} pixels, {pixel}\n{peak}"
 
 

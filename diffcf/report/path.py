@@ -121,7 +121,7 @@ def _draw(case: Case) -> Figure:
     axes.set_yticks([0, 0.5, 1])
     axes.tick_params(labelsize=7.5, length=2)
     name = case.classes[case.target]
-    axes.set_ylabel(f"P({name})" if len(name) <= 12 else "P(target)", fontsize=8)
+    axes.set_ylabel(f"P({name})" if len(name) <= 12 else "P(target)", fontsize=8, parse_math=False)
     axes.set_xlabel("step along the direction of the search; dots: the pictures above", fontsize=7.5, color=GREY)
     axes.legend(frameon=False, fontsize=7, loc="best")
     for side in ("top", "right"):

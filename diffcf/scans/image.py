@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from einops import rearrange
@@ -12,6 +15,9 @@ from diffcf.errors import ScanError
 from diffcf.scans.grid import LPS_TO_RAS, canonical_scan, unplaced_scan
 from diffcf.scans.values import check_values
 from diffcf.types import Provenance, Scan
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 NPY_MAGIC, ZIP_MAGIC = b"\x93NUMPY", b"PK\x03\x04"
 ONE_CHANNEL = ("L", "I", "F", "I;16", "I;16L", "I;16B")  # Pillow's modes of one grey value a pixel
@@ -28,7 +34,7 @@ def read_picture(path: Path, *, modality: str) -> Scan:
     try:
         with Image.open(path) as picture:
             frames = getattr(picture, "n_frames", 1)
-            kind, mode = picture.format, picture.mode
+            kind, mode, halved = picture.format, picture.mode, _halved(picture)
             array = np.asarray(picture if mode in ONE_CHANNEL else picture.convert("RGBA"))
     except UnidentifiedImageError as error:
         raise ScanError(
@@ -45,6 +51,10 @@ def read_picture(path: Path, *, modality: str) -> Scan:
         )
     if frames > 1:
         raise ScanError(f"{path}: {frames} pages; save the one you mean as a file of its own.")
+    if halved:
+        raise ScanError(
+            f"{path}: a {kind} of 16 bits in several channels, of which only 8 can be read. Save it with one channel."
+        )
     if mode not in ONE_CHANNEL:
         colours, alpha = array[..., :3], array[..., 3]
         if (colours != colours[..., :1]).any() or (alpha != 255).any():
@@ -96,14 +106,23 @@ def read_array(path: Path, *, modality: str) -> Scan:
     return canonical_scan(rearrange(array, "z y x -> x y z"), affine, provenance, keep_grid=False)
 
 
+def _halved(picture: Image.Image) -> bool:
+    """Whether Pillow, before it decodes a picture, means to keep 8 of its 16 bits: it does so of several channels."""
+    return picture.mode not in ONE_CHANNEL and any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
+
+
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"volume": loaded}
         with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            arrays = {name: loaded[name] for name in loaded.files}
+            others = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+            if others:
+                raise ScanError(f"{path}: a ZIP with {others[0]} in it, no .npz. Unpack it, and give the folder.")
+            return arrays
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError) as error:
         raise ScanError(
             f"{path}: not a plain numeric NumPy file ({error}). Pickled objects are never read; save numbers with "
             "numpy.save or numpy.savez."

@@ -106,4 +106,10 @@ def _voxels(image, path: Path) -> np.ndarray:
 
 
 def _forms_agree(header) -> bool:
-    return bool(np.allclose(header.get_sform(), header.get_qform(), atol=0.01))
+    """Whether both forms are the same; a qform that is none (its quaternion has no angle) agrees with nothing."""
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        return bool(np.allclose(header.get_sform(), header.get_qform(), atol=0.01))
+    except (ValueError, HeaderDataError):
+        return False

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcf.errors import ScanError
-from diffcf.types import Scan
+from diffcf.types import Scan, unit_of
 
 
 def read_scan(
@@ -69,7 +69,7 @@ def describe(scan: Scan) -> list[tuple[str, str]]:
     source = scan.provenance
     z, y, x = scan.volume.shape
     placed = has_geometry(scan)
-    unit = " HU" if source.modality in ("CT", "unknown") else ""
+    unit = f" {unit_of(source.modality)}"
     first, last = scan.affine[:3, 3], (scan.affine @ np.array([x - 1, y - 1, z - 1, 1.0]))[:3]
     percentiles = ", ".join(f"{value:.0f}" for value in np.percentile(scan.volume, [1, 50, 99]))
     axes = f", axes {_axes(source.grid_affine)}" if source.grid_affine is not None else ""

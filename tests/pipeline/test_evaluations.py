@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from jsonargparse import auto_cli
-from scripts import ROOT, load, result, run
+from scripts import load, result, run
 
 from diffcf import weights
 from diffcf.classifiers.agent import load_agent
@@ -74,7 +73,7 @@ def test_digits(trained) -> None:
 def test_indeterminate(trained) -> None:
     run("evaluation", "indeterminate")
     rows = result(trained[0], "indeterminate")["rows"]
-    assert [row["method"] for row in rows] == ["to 'left' at 0.7", "to 'right' at 0.7"]
+    assert [row["method"] for row in rows] == ["to 'left' at 0.95", "to 'right' at 0.95"]
     assert all(-1 <= row["opposite"] <= 1 for row in rows if row["opposite"] is not None)
     assert (trained[0] / "runs" / "tiny" / "figures" / "indeterminate_tiny.png").stat().st_size > 5000
 
@@ -146,18 +145,8 @@ def test_sanity(trained) -> None:
     assert 0 <= rows["leakage: x_T"]["auc"] <= 1
     assert rows["randomisation: another trained network"]["randomisation"] == pytest.approx(1, abs=1e-4)  # itself
     assert rows["randomisation: random weights"]["randomisation"] < 0.999
+    assert rows["randomisation: other patients"]["randomisation"] < 0.999
     assert {"stability over x_T", "three answers"} <= set(rows)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "evaluation").glob("*.yaml")), ids=lambda path: path.stem)
-def test_evaluation_configs_are_valid(path: Path, monkeypatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "evaluation"))
-    script, _, name = path.stem.partition("_")
-    config = auto_cli(load("evaluation", script).Config, as_positional=False, args=["--config", str(path)])
-    assert config.name == name
-    if script not in ("tuning", "cost"):  # which read cards alone, and training scans
-        assert getattr(config, "how", config).split == ("val" if name.endswith("settings") else "test")
-    assert config.data
 
 
 def test_a_set_is_bundled_with_model_cards(trained, tmp_path, monkeypatch) -> None:

@@ -6,9 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from made_case import made_scan
 from PIL import Image
 
-from diffcf.report import draw_panel, write_animation, write_panel, write_strip
+from diffcf.commands.explain import summary
+from diffcf.report import document, draw_panel, write_animation, write_panel, write_strip
 from diffcf.report.path import chosen_points, ordered
 
 
@@ -26,6 +28,24 @@ def test_panel_says_scores_window_scale_and_reference(make_case):
         assert piece in said
     assert "FAILED" not in said.upper()
     assert "counterfactual − factual" in words(draw_panel(make_case(residual_carry=True)))
+
+
+def test_what_is_no_ct_counts_in_grey_levels(make_case):
+    scan = made_scan()
+    other = dataclasses.replace(scan, provenance=dataclasses.replace(scan.provenance, modality="other"))
+    case = make_case(scan=other, modality="other")
+    assert "HU" not in words(draw_panel(case))
+    assert "change in grey levels" in words(draw_panel(case))
+    assert document(case)["change"]["unit"] == "grey levels"
+    assert "grey levels" in summary(case)
+
+
+def test_a_name_is_no_formula(make_case, tmp_path):
+    scan = made_scan()
+    odd = dataclasses.replace(scan, provenance=dataclasses.replace(scan.provenance, path="n$a_{$.nii"))
+    case = dataclasses.replace(make_case(scan=odd), classes=("a$_{", "b$^{"))
+    for write, name in ((write_panel, "a.png"), (write_strip, "b.png"), (write_animation, "c.gif")):
+        assert write(case, tmp_path / name).stat().st_size > 1000
 
 
 def test_panel_opens_with_failed_checks_in_red(make_case):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import zipfile
+import zlib
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -34,6 +38,36 @@ def test_colour(tmp_path):
     Image.fromarray(equal + np.array([0, 1, 0], dtype=np.uint8)).save(tmp_path / "colour.png")
     with pytest.raises(ScanError, match=r"colour\.png: a colour"):
         read_scan(tmp_path / "colour.png", modality="other")
+
+
+def test_half_of_16_bits_is_not_taken_for_all(tmp_path):
+    """Pillow reads 8 bits of a PNG of several channels of 16."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in np.full((4, 4, 3), 32767, dtype=">u2")))
+    head = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    (tmp_path / "deep.png").write_bytes(content)
+    with pytest.raises(ScanError, match=r"16 bits in several channels.*one channel"):
+        read_scan(tmp_path / "deep.png", modality="other")
+
+
+def test_a_zip_of_something_else(tmp_path):
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as packed:
+        packed.writestr("a.dcm", b"0" * 128 + b"DICM")
+    with pytest.raises(ScanError, match=r"a\.dcm in it.*Unpack it"):
+        read_scan(tmp_path / "export.zip")
+
+
+def test_a_damaged_npz(tmp_path):
+    np.savez_compressed(tmp_path / "scan.npz", volume=np.arange(3000.0).reshape(3, 10, 100) - 1000)
+    whole = (tmp_path / "scan.npz").read_bytes()
+    for at in range(60, 400, 30):
+        (tmp_path / "scan.npz").write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        with pytest.raises(ScanError, match="not a plain numeric NumPy file"):
+            read_scan(tmp_path / "scan.npz")
 
 
 def test_pages_damage_and_strangers(tmp_path):

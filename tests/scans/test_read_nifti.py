@@ -183,3 +183,11 @@ def test_forms_that_differ_are_said_and_pairs_refused(tmp_path, hounsfield):
     nib.Nifti1Pair(array, affine).to_filename(tmp_path / "pair.hdr")
     with pytest.raises(ScanError, match=r"\.hdr/\.img pair"):
         read_scan(tmp_path / "pair.hdr")
+
+
+def test_a_qform_that_is_none_is_not_used(tmp_path, hounsfield):
+    array = np.ascontiguousarray(hounsfield.transpose(2, 1, 0)).astype(np.int16)
+    path = _save(array, LPS, tmp_path / "a.nii", qform=1, quatern_b=0.9, quatern_c=0.9, quatern_d=0.9)
+    scan = read_scan(path)
+    assert "sform and qform differ: the sform was used" in scan.provenance.notes
+    np.testing.assert_array_equal(scan.volume, hounsfield)
