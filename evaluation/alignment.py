@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, mean_of, mean_row, write_result
+from common import RESULTS, mean_of, mean_row, over_seeds, write_result
 from panels import Panels, draw_panels
 from reasons import MAPS, Cases, Scene, decode, judge, scene_of
 from rich.progress import track
@@ -110,17 +110,6 @@ class Config:
 def mark_of(config: Config, method: str) -> Shortcut | None:
     """The mark beside which a method is judged."""
     return config.marks.get(method, config.shortcut)
-
-
-def over_seeds(seeds: list[Cases]) -> dict[str, np.ndarray]:
-    """Figures of every case, the means over the seeds that have them; NaN where none has."""
-    each = {}
-    for key in seeds[0]:
-        stacked = np.stack([cases[key] for cases in seeds])
-        known = ~np.isnan(stacked)
-        total = np.where(known, stacked, 0).sum(0)
-        each[key] = np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
-    return each
 
 
 def scored(kind: str, label: np.ndarray, score: np.ndarray) -> float:

@@ -114,6 +114,17 @@ def mean_row(values: Mapping[str, Any], groups: Sequence[Hashable], *, resamples
     return row
 
 
+def over_seeds(seeds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Figures of every case, the means over the seeds that have them; NaN where none has."""
+    each = {}
+    for key in seeds[0]:
+        stacked = np.stack([cases[key] for cases in seeds])
+        known = ~np.isnan(stacked)
+        total = np.where(known, stacked, 0).sum(0)
+        each[key] = np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
+    return each
+
+
 def mean_of(values: np.ndarray) -> float:
     """The mean of what is not NaN; NaN where that is nothing."""
     known = values[~np.isnan(values)]

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, mean_row, write_result
+from common import RESULTS, mean_row, over_seeds, write_result
 from reasons import Cases, in_parts
 from sklearn.metrics import roc_auc_score
 
@@ -126,8 +126,7 @@ def judge(blackbox: BlackBox, scene: Scene, config: Config) -> tuple[Cases, np.n
 def row_of_method(name: str, seeds: list[tuple[Cases, np.ndarray]], scene: Scene, config: Config) -> dict[str, Any]:
     """The row of a method."""
     options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
-    with np.errstate(invalid="ignore"):
-        each = {key: np.stack([cases[key] for cases, _ in seeds]).mean(0) for key in seeds[0][0]}
+    each = over_seeds([cases for cases, _ in seeds])
     row = mean_row(each, scene.scans.patients, **options)
 
     def auc(index: np.ndarray) -> float:

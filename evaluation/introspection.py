@@ -19,7 +19,7 @@ these distances (one that is not reached is the longest) with the probability of
 from: `prototype`, `criticism`, and `typicality` = (criticism - prototype) / (criticism + prototype); `score` is that of
 the black box's own score, which has seen the image only.
 
-The paper's lambda multiplies the classifier's loss and is 1 / `distance_weight`.
+The paper's distance is of the images, ours of the attributes (`diffcf.counterfactuals.attributes`).
 """
 
 from __future__ import annotations

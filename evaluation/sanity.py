@@ -199,7 +199,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         found = [search(config.without_agent, each) for each in others]
         alike = torch.stack([rank_correlation(base, smoothed(change, config.smooth)).abs() for change, _ in found])
         valid = np.mean([reached for _, reached in found], axis=0)
-        return row(f"randomisation: {name}", {"randomisation": alike.mean(0).numpy(), "validity": valid})
+        return row(f"randomisation: {name}", {"randomisation": alike.nanmean(0).numpy(), "validity": valid})
 
     rows.append(compared("random weights", [Stretched(box, logits_of(box), logits) for box in map(scorer_of, drawn)]))
     rows.append(compared("another trained network", [scorer_of(other)]))

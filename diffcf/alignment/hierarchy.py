@@ -215,8 +215,11 @@ class HierarchicalTerms(Terms):
             self.seen["warm"] = judged.warm.float().mean()
         with torch.no_grad(), evaluating(self.classifier):
             valid = self.classifier(judged.counterfactual).argmax(1) == wanted
-        self.seen |= figures(judged) | {"validity": valid.float().mean()}
-        penalty = judged.penalty.mean()
+        asked = torch.ones_like(valid)
+        if self.method.towards == "flipped":  # of a scan without a known cause nothing is asked
+            asked = experts_of(few)[1].bool().any(1)
+        self.seen |= figures(judged, asked) | {"validity": valid[asked].float().mean()}
+        penalty = judged.penalty[asked].sum() / asked.sum().clamp(min=1)
         if self.method.swapped:
             share = swapped_share(self.image.classifier, few, lambda logits, label: logits)
             self.seen["swapped"] = share.detach()

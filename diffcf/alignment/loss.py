@@ -41,7 +41,8 @@ class Inner:
     does not vanish on the way, and nothing pulls beyond. "cross_entropy", the papers' own. distance, distance_weight:
     of u - u_0; over pixels in [-1, 1] a weight far below 1 asks for changes that a few steps do not reach. scaled:
     every coordinate by its deviation over the training scans, "mad" the median absolute one as in Wachter's L1, "std"
-    the standard one; for L1 and SquaredL2, once `fitted`. solver, adjoint: `diffcf.implicit`. A config that names
+    the standard one, whose root scales SquaredL2: paper 001 (appendix C.4) divides the square by the deviation itself;
+    for L1 and SquaredL2, once `fitted`. solver, adjoint: `diffcf.implicit`. A config that names
     another class than the default's keeps the default's settings of the same name: give a solver its `steps`.
     """
 
@@ -69,6 +70,8 @@ class Inner:
         if self.scaled == "no" or not isinstance(self.distance, L1 | SquaredL2):
             return self
         scale = median_deviation(samples) if self.scaled == "mad" else standard_deviation(samples)
+        if self.scaled == "std" and isinstance(self.distance, SquaredL2):
+            scale = scale.sqrt()
         return replace(self, distance=replace(self.distance, scale=scale))
 
     def of_margin(self, margin: Tensor) -> Tensor:
@@ -144,6 +147,11 @@ class AlignmentLoss(nn.Module):
             )
         self.classifier, self.form, self.floor, self.first = classifier, form, floor, first
         self.inner = inner or Inner()
+        if self.inner.scaled != "no" and getattr(self.inner.distance, "scale", None) is None:
+            raise ConfigError(
+                f"scaled {self.inner.scaled!r} has no scale yet: take `inner.fitted(samples)` of training scans first, "
+                "as train/align.py does; an evaluation's own search takes scaled: 'no'."
+            )
         self.space: Space = space or Pixels()
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in classifier.modules()):
             warnings.warn(

@@ -213,13 +213,14 @@ def swapped_share(
     return (gone / (gone + stayed).clamp(min=TINY)).mean()
 
 
-def figures(found: Judged) -> dict[str, Tensor]:
-    """What a monitor watches of counterfactuals: means over samples."""
+def figures(found: Judged, asked: Tensor | None = None) -> dict[str, Tensor]:
+    """What a monitor watches of counterfactuals: means over samples, of those "b" that something was asked of."""
+    kept = slice(None) if asked is None else asked
     return {
-        "penalty": found.penalty.detach().mean(),
-        "first": found.first.mean(),
-        "outside": found.outside.nanmean(),
-        "moved": found.moved.mean(),
+        "penalty": found.penalty.detach()[kept].mean(),
+        "first": found.first[kept].mean(),
+        "outside": found.outside[kept].nanmean(),
+        "moved": found.moved[kept].mean(),
     }
 
 
@@ -298,7 +299,7 @@ class AugmentedTerms(Terms):
         image, region = batch.image, batch.region
         factual = region * image + (1 - region) * image.roll(1, 0)
         outside = 1 - region
-        area = reduce(outside, "b s 1 h w -> b 1 1 1 1", "sum").clamp(min=1)
+        area = image.shape[2] * reduce(outside, "b s 1 h w -> b 1 1 1 1", "sum").clamp(min=1)
         mean = reduce(image * outside, "b s c h w -> b 1 1 1 1", "sum") / area
         spread = (reduce((image - mean).square() * outside, "b s c h w -> b 1 1 1 1", "sum") / area).sqrt()
         filled = outside * image + region * (mean + spread * torch.randn_like(image)).clamp(-1, 1)

@@ -45,7 +45,7 @@ class Monitor:
             )
         self.take()
         each = self._kept.get("validity")
-        if each and (changed := float(torch.stack(each).mean())) < DEAD:
+        if each and (changed := float(torch.stack(each).nanmean())) < DEAD:
             said.append(
                 f"counterfactuals change {changed:.0%} of the decisions: they have died, and "
                 "the penalty measures nothing. Lower distance_weight, give the inner solver more steps, "

@@ -189,7 +189,7 @@ class Exemplar(Method):
             pasted = pasted[cosine <= self.alike]
         given = ray.agent_logits(pasted * scale).softmax(1)[:, target]
         distance = reduce((pasted - origin).square(), "n s d h w -> n", "sum").sqrt()
-        rank = torch.where(given >= asked, distance, 1e6 - given)
+        rank = _least(distance, given, asked)
         return pasted[rank.topk(min(self.tried, len(pasted)), largest=False).indices]
 
     @torch.no_grad()
@@ -216,9 +216,16 @@ class Exemplar(Method):
             image = ray.glimpse(codes, index)
             given = ray.logits_of(image).softmax(1)[:, target]
         ray.count_scored(index)
-        change = reduce((image - ray.reference[index]).abs(), "m ... -> m", "sum")
-        chosen = int(torch.where(given >= asked, change, 1e6 - given).argmin())
+        change = reduce((image - ray.glimpsed[index]).abs(), "m ... -> m", "sum")
+        chosen = int(_least(change, given, asked).argmin())
         return chosen, float(given[chosen])
+
+
+def _least(change: Tensor, given: Tensor, asked: float) -> Tensor:
+    """A rank "m", least first: of those that are given the asked probability the least change; the others come after
+    them, the most probable first."""
+    enough = given >= asked
+    return torch.where(enough, change - change.max() - 1, 1 - given)
 
 
 def _widened(mask: Tensor, places: int) -> Tensor:

@@ -221,7 +221,7 @@ class Minimal(Method):
 
             def both(value: Tensor, index: Tensor, weight: Tensor = weight) -> Tensor:
                 image = ray.glimpse(value, index)
-                moved = (image - ray.reference[index]).abs().flatten(1).mean(1)
+                moved = (image - ray.glimpsed[index]).abs().flatten(1).mean(1)
                 return loss(ray.logits_of(image), target[index]) + weight[index] * moved
 
             found = self.solver(Objective(both, origin, weight), origin, ray.recorder())

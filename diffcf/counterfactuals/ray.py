@@ -43,11 +43,6 @@ class Points:
         """One after the other."""
         return cls(*(torch.cat(values) for values in zip(*(part.fields() for part in parts), strict=True)))
 
-    @classmethod
-    def stack(cls, parts: Sequence[Points]) -> Points:
-        """Side by side in a new first dimension."""
-        return cls(*(torch.stack(values) for values in zip(*(part.fields() for part in parts), strict=True)))
-
 
 @dataclass
 class Effort:
@@ -121,6 +116,11 @@ class Ray:
     def reference(self) -> Tensor:
         """What a change is measured against, "b s c h w": the image at step 0."""
         return self.factual if self.residual_carry else self.reconstruction
+
+    @property
+    def glimpsed(self) -> Tensor:
+        """What the change of a `glimpse` is measured against, "b s c h w": that of the code itself."""
+        return self.factual if self.residual_carry else self._base_preview.clamp(-1, 1)
 
     @property
     def previews_fit(self) -> bool:

@@ -44,7 +44,7 @@ def conjugate_gradients(matvec: MatVec, vector: Tensor, iterations: int, toleran
         product = matvec(direction)
         curvature = dot(direction, product)
         # Rounding makes a zero curvature positive or negative by chance.
-        flat = curvature <= 10 * torch.finfo(size.dtype).eps * dot(direction, direction)
+        flat = curvature <= 10 * torch.finfo(size.dtype).eps * norm(direction) * norm(product)
         bad = live & flat
         indefinite |= bad
         live = live & ~bad

@@ -64,13 +64,6 @@ class Problem:
         """T itself, "b"."""
         return self.fit(value) + self.weights * self.distance(value - self.origin)
 
-    def fit_gradient(self, value: Tensor, create_graph: bool = False) -> Tensor:
-        """The gradient of `fit` in u, "b ..."; value must require a gradient or is made to."""
-        with torch.enable_grad():
-            leaf = value if value.requires_grad else value.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.fit(leaf).sum(), leaf, create_graph=create_graph)
-        return slope
-
     def prox(self, value: Tensor, step: Tensor) -> Tensor:
         """argmin_u |u - value|^2 / 2 + step * weight * distance, bounded; step "b".
 

@@ -13,6 +13,8 @@ from diffcf.distances import Proximal, SquaredL2, per_sample
 from diffcf.errors import ConfigError
 from diffcf.implicit.problem import Problem, loss_curvature
 
+ACTIVE_SETS = 8  # guesses at which coordinates the bounds hold; few are needed
+
 
 @dataclass(frozen=True)
 class InnerSolver(ABC):
@@ -42,7 +44,8 @@ class GaussNewton(InnerSolver):
     is piecewise linear along the way needs 3 to 5 steps where gradient descent needs hundreds. Where the outputs bend,
     the whole step can lead beyond the solution and back for ever; it is halved, sample by sample and at most `halvings`
     times, until T falls. Costs k gradients of the network a step, and one evaluation for every length that is tried;
-    outputs of one margin make k = 1.
+    outputs of one margin make k = 1. Where u has bounds, coordinates that the solution takes beyond them are held there
+    and the others solved anew, until the same ones are held.
 
     Errors: ConfigError for other distances than SquaredL2.
     """
@@ -75,12 +78,21 @@ class GaussNewton(InnerSolver):
             scaled = scaled * rearrange(softness, f"b -> b 1 {' '.join('1' * (value.ndim - 1))}")
             flat, soft = jacobian.flatten(2), scaled.flatten(2)
             back = outputs + einsum(flat, (problem.origin - leaf).flatten(1), "b k n, b n -> b k")
-            gram = einsum(flat, soft, "b i n, b j n -> b i j")
-            pulled = self._multipliers(problem, back, gram, differentiable)
-            moved = einsum(scaled, pulled, "b k ..., b k -> b ...")
-            whole = problem.bounded(problem.origin - moved)
+            held = torch.zeros_like(leaf, dtype=torch.bool)
+            for _ in range(ACTIVE_SETS):
+                free = (~held).flatten(1)
+                gram = einsum(flat, soft * free[:, None], "b i n, b j n -> b i j")
+                pulled = self._multipliers(problem, back, gram, differentiable)
+                moved = einsum(scaled, pulled, "b k ..., b k -> b ...")
+                whole = problem.bounded(problem.origin - moved)
+                beyond = whole.detach() != (problem.origin - moved).detach()
+                if bool((beyond == held).all()):
+                    break
+                held = beyond
+                fixed = torch.where(held, whole.detach() - leaf, problem.origin - leaf)
+                back = outputs + einsum(flat, fixed.flatten(1), "b k n, b n -> b k")
             share = self._share(problem, leaf.detach(), whole.detach(), outputs.detach())
-            return leaf + per_sample(share, leaf) * (whole - leaf)
+            return torch.lerp(leaf, whole, per_sample(share, leaf).expand_as(leaf))  # exactly whole at 1: on a bound
 
     @torch.no_grad()
     def _share(self, problem: Problem, value: Tensor, whole: Tensor, outputs: Tensor) -> Tensor:
@@ -103,6 +115,8 @@ class GaussNewton(InnerSolver):
             found = torch.where(found.isfinite(), found, torch.zeros_like(found))
             error = self._error(problem, found, back, gram)
             for _ in range(self.newton):
+                if bool((error.norm(dim=1) <= torch.finfo(error.dtype).eps * (1 + found.norm(dim=1))).all()):
+                    break
                 move = torch.linalg.solve(self._tangent(problem, found, back, gram), error)
                 share = torch.ones_like(move[:, :1])
                 for _ in range(8):  # halve the step of every sample whose error does not fall

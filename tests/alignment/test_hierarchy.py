@@ -236,6 +236,23 @@ def test_scans_without_a_known_cause_have_no_reason_to_align(classifier, batch) 
     assert 0 < term(batch.causes) < 1
 
 
+def test_scans_of_which_nothing_is_asked_do_not_count(classifier, batch) -> None:
+    method = HierarchicalAlignment(
+        attribute_weight=0.0, reason_weight=0.0, swapped=0.0, wait=0.0, share=1.0, towards="flipped"
+    )
+
+    def seen(count: int, causes: Tensor) -> dict[str, float]:
+        terms, part = method.terms(classifier), dataclasses.replace(batch, causes=causes).head(count)
+        terms.logits(classifier, part.image)
+        total = terms(part, 1.0)
+        return {name: float(terms.seen[name]) for name in ("penalty", "moved")} | {"total": float(total.detach())}
+
+    half = torch.ones_like(batch.causes)
+    half[3:] = 0
+    assert seen(6, half) == pytest.approx(seen(3, half), rel=1e-6)
+    assert seen(6, torch.zeros_like(half))["total"] == 0
+
+
 def test_the_whole_loss_is_that_of_eq_5(classifier, batch) -> None:
     parts = []
     weights = {"attribute_weight": 0.7, "reason_weight": 0.5, "align_weight": 2.0}

@@ -207,7 +207,8 @@ def test_a_distance_that_is_scaled_counts_in_deviations(scaled, distance, small,
     samples = spread * torch.randn(4000, *image.shape[1:], generator=drawn, dtype=torch.float64)
     inner = Inner(distance=distance, scaled=scaled, solver=ProximalSteps(300, 0.05), distance_weight=0.1)
     fitted = inner.fitted(samples)
-    deviation = spread if scaled == "std" else 0.6745 * spread  # of a normal distribution
+    # The paper divides squares by the deviation; the median absolute one of a normal distribution is 0.67 of it.
+    deviation = spread.sqrt() if scaled == "std" else 0.6745 * spread
     torch.testing.assert_close(fitted.distance.scale, deviation, rtol=0.1, atol=0)
     assert Inner().fitted(samples) == Inner()
     # Where a coordinate varies ten times as much, a change of it costs less, and more of the change goes there.
@@ -221,6 +222,8 @@ def test_a_distance_that_is_scaled_counts_in_deviations(scaled, distance, small,
         for one in (samples, wide)
     ]
     assert shares[1] < shares[0] - 0.05
+    with pytest.raises(ConfigError, match="has no scale yet"):
+        AlignmentLoss(small(), inner)
     with pytest.raises(ConfigError, match="SmoothL1 has no scale"):
         Inner(distance=SmoothL1(), scaled="mad")
 
@@ -228,6 +231,6 @@ def test_a_distance_that_is_scaled_counts_in_deviations(scaled, distance, small,
 def test_a_method_takes_its_scale_from_the_training_images(scene) -> None:
     image, _, _ = scene
     method = CounterfactualAlignment(inner=Inner(scaled="std"))
-    assert torch.equal(method.fitted(Pixels(), image).inner.distance.scale, image.std(0))
+    assert torch.equal(method.fitted(Pixels(), image).inner.distance.scale, image.std(0).sqrt())
     plain = CounterfactualAlignment()
     assert plain.fitted(Pixels(), image) is plain

@@ -92,6 +92,20 @@ def test_augmentation_keeps_the_region_and_fills_it(small, scene) -> None:
     assert float(found) == pytest.approx(0.5 * 2 * torch.log(torch.tensor(2.0)).item())
 
 
+def test_every_channel_is_filled_as_its_surroundings_are(scene) -> None:
+    image, label, region = scene
+    seen: list[torch.Tensor] = []
+
+    class Spy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return torch.zeros(len(x), 2, dtype=x.dtype)
+
+    flat = torch.full_like(image, 0.2).expand(-1, -1, 3, -1, -1)
+    Augmented(0.5).terms(Spy())(Batch(flat, label, region), 0.0)
+    torch.testing.assert_close(seen[1], flat)
+
+
 class Sums(nn.Module):
     """log-odds of class 1: inside * the sum over the middle + outside * that over the rest."""
 

@@ -8,6 +8,7 @@ from einops import reduce
 from torch import Tensor
 
 from diffcf.counterfactuals import AgentScorer, Exemplar, Exemplars, ImageScorer, StepSearch, counterfactual
+from diffcf.counterfactuals.exemplar import _least
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.types import Code
 
@@ -88,6 +89,13 @@ def test_where_the_agent_errs_the_black_box_goes_on(folder) -> None:
 
     found = find(Exemplar(folder), images(2, -0.5, 9), agent=Astray())
     assert found.reachable.all()
+
+
+def test_what_does_not_convince_is_ranked_by_how_nearly() -> None:
+    given = torch.tensor([0.50, 0.56, 0.55, 0.80, 0.90, 0.51])
+    change = torch.tensor([1.0, 9.0, 2.0, 300.0, 200.0, 3.0])
+    rank = _least(change, given, 0.75)
+    assert rank.argsort().tolist() == [4, 3, 1, 2, 5, 0]
 
 
 def test_only_the_sure_are_kept_and_classes_stay_balanced() -> None:

@@ -17,6 +17,7 @@ from diffcf.implicit import (
     Detached,
     GaussNewton,
     Implicit,
+    InnerSolver,
     Problem,
     ProximalSteps,
     Solved,
@@ -35,7 +36,7 @@ def reached(solved: Solved, towards: Tensor, problem: Problem) -> dict[str, Tens
 
 
 def slope_found_anew(
-    problem: Problem, steps: ProximalSteps, near: Tensor, towards: Tensor, draws: int = 2
+    problem: Problem, steps: InnerSolver, near: Tensor, towards: Tensor, draws: int = 2
 ) -> list[tuple[dict[str, Tensor], float]]:
     """(direction of the parameters, central difference of <u*, towards> along it), u* solved anew on either side.
 
@@ -115,7 +116,9 @@ def test_jacobian_free_is_the_direction_of_one_more_step(linear) -> None:
     towards = cotangent(case.origin)
     rate = case.rate()
     value = ridge_solution(case, case.matrix.detach())
-    step = value - rate * (problem.fit_gradient(value, create_graph=True) + case.weight * (value - case.origin))
+    leaf = value.requires_grad_()
+    (slope,) = torch.autograd.grad(problem.fit(leaf).sum(), leaf, create_graph=True)
+    step = value.detach() - rate * (slope + case.weight * (value.detach() - case.origin))
     (exact,) = torch.autograd.grad((step * towards).sum(), case.matrix)
     solved = Implicit("jacobian_free", rate=rate)(problem, GaussNewton(steps=2), case.origin)
     assert torch.allclose(reached(solved, towards, problem)["matrix"], exact, atol=1e-9)
@@ -194,6 +197,25 @@ def test_fixed_points_against_finite_differences(distance, bounds, linear) -> No
     fewer = replace(steps, steps=steps.steps // 2)
     for direction, slope in slope_found_anew(problem, fewer, solved.value.detach(), towards):
         assert along(gradient, direction) == pytest.approx(slope, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_gauss_newton_keeps_bounds_exactly(outputs: int, linear) -> None:
+    """Of linear outputs one step is the whole solution, with its derivative, also where most of it is held."""
+    case = linear(shape=(40,), outputs=outputs, weight=0.1)
+    case = replace(case, origin=case.origin.clamp(-1, 1), target=case.target * 12)
+    problem = case.problem(SquaredL2(), low=-1.0, high=1.0)
+    solved = Implicit("dense")(problem, GaussNewton(steps=1), case.origin)
+    held = ~problem.inside(solved.value.detach())
+    assert 0.2 < float(held.double().mean()) < 0.95
+    slow = Detached()(problem, ProximalSteps(6000, case.rate()), case.origin).value
+    torch.testing.assert_close(problem.whole(solved.value), problem.whole(slow), rtol=0, atol=1e-8)
+    towards = cotangent(case.origin)
+    gradient = reached(solved, towards, problem)
+    for direction, slope in slope_found_anew(problem, GaussNewton(steps=2), solved.value.detach(), towards):
+        assert along(gradient, direction) == pytest.approx(slope, rel=1e-5)
+    unrolled = reached(Unrolled()(problem, GaussNewton(steps=2), case.origin), towards, problem)
+    assert torch.allclose(unrolled["matrix"], gradient["matrix"], atol=1e-6)
 
 
 @pytest.mark.parametrize("bounds", [{}, {"low": -1.2, "high": 1.1}], ids=["free", "bounded"])

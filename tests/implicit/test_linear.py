@@ -59,6 +59,13 @@ def test_a_direction_without_curvature_ends_a_sample_and_no_other() -> None:
     assert found.indefinite.tolist() == [False, True]
 
 
+def test_small_curvature_is_curvature() -> None:
+    matrix = torch.diag(torch.tensor([1e-7, 2e-7, 5e-7]))[None]
+    found = conjugate_gradients(times(matrix), torch.ones(1, 3), 10, 1e-6)
+    assert not bool(found.indefinite)
+    torch.testing.assert_close(found.value, 1 / torch.diagonal(matrix, dim1=1, dim2=2), rtol=1e-4, atol=0)
+
+
 def test_neumann() -> None:
     matrix, vector = systems([0.5, 1, 1.5])
     found = neumann_series(times(matrix), vector, 1.0, 60)
