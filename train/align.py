@@ -9,7 +9,6 @@ resume from their newest checkpoint.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,7 +41,7 @@ from diffcf.training import loop
 from diffcf.training.classification import check_labels, class_weights
 from diffcf.training.command import command_line, run_script
 from diffcf.training.keyed import Order, turns_for
-from diffcf.training.run import Run, settings
+from diffcf.training.run import Best, Run, settings
 
 OF_CARD = ("preparation", "classes", "architecture", "architecture_args", "slice_mode")
 FREE = ("out", "validate_every", "save_every", "data", "terms", "steps")
@@ -142,7 +141,7 @@ def main(config: Config) -> dict[str, float]:
     adam = torch.optim.AdamW(classifier.parameters(), lr=0.0, weight_decay=config.weight_decay)
     run = Run(config.out / "checkpoints", classifier, adam, config.ema, settings(config, FREE), loss.terms.starts)
     order = Order(len(train), min(config.batch, len(train)), config.seed)
-    monitor, best = Monitor(loss), config.out / "best.json"
+    monitor, best = Monitor(loss), Best(config.out / "best.json", run)
     mark = config.shortcut
     chance = None if mark is None else replace(mark, correlation=config.val_correlation)
     judged = add_marks(val.images, val.labels, chance, window, val.indices.tolist(), config.seed)
@@ -169,14 +168,13 @@ def main(config: Config) -> dict[str, float]:
         figures = figures_of(logits.double().softmax(1).numpy(), val.labels.numpy(), -1)
         for said in monitor.warnings(logits, val.labels):
             console.print(f"[bold red]step {done}: {said}[/]")
-        first = done <= config.validate_every or not best.is_file()
-        if first or figures[config.select] > json.loads(best.read_text())["value"]:
+        if best.beaten(figures[config.select]):
             shown = {name: round(value, 4) for name, value in figures.items()}
             about = {"data": config.data, "terms": config.terms, "command": command_line(__file__, "accelerate launch")}
             about |= {"seed": config.seed, "step": done, "train": len(train)}
             about |= {"method": type(config.method).__name__, "validation": {"n": len(val), **shown}}
             save_blackbox(averaged, replace(card, about=about), config.out / "blackbox")
-            best.write_text(json.dumps({"step": done, "value": figures[config.select]}))
+            best.keep(done, figures[config.select])
         return {name: figures[name] for name in ("auc", "accuracy")} | monitor.figures()
 
     figures = loop.train(accelerator, run, loss, config, name="align", inputs=inputs, validate=validate)

@@ -116,7 +116,7 @@ def fit(accelerator: Accelerator, config: Config, parts: tuple[list, list], out:
     module, optimiser = accelerator.prepare(classifier, adam)
     even = class_weights(train.labels, len(config.classes))
     weighed = even if config.balance == "loss" else None
-    criterion = nn.CrossEntropyLoss(weighed, label_smoothing=config.smoothing).to(device)
+    criterion = nn.CrossEntropyLoss(weighed, label_smoothing=config.smoothing, reduction="none").to(device)
     drawn = even[train.labels] if config.balance == "sampling" else None
     order = Order(len(train), min(config.batch, len(train)), config.seed, drawn)
     length = order.steps_per_epoch
@@ -132,7 +132,8 @@ def fit(accelerator: Accelerator, config: Config, parts: tuple[list, list], out:
                 plan.apply(adam, step)
                 index = order.at(step, rank, world)
                 image = config.augmentation(train.images[index], config.preparation.window, random)
-                accelerator.backward(criterion(module(image.to(device)), train.labels[index].to(device)))
+                # The mean over scans, not over weights: each process has other scans.
+                accelerator.backward(criterion(module(image.to(device)), train.labels[index].to(device)).mean())
                 optimiser.step()
                 optimiser.zero_grad()
                 averaged.update_parameters(classifier)

@@ -346,7 +346,8 @@ class TrainingLoss(nn.Module):
     def __init__(self, classifier: nn.Module, terms: Terms, class_weights: Tensor | None = None) -> None:
         super().__init__()
         self.classifier, self.terms = classifier, terms
-        self.criterion = nn.CrossEntropyLoss(class_weights)
+        # Not divided by the weights of the batch: each process has another part of it.
+        self.criterion = nn.CrossEntropyLoss(class_weights, reduction="none")
         self.seen: dict[str, Tensor] = {}
 
     def forward(
@@ -368,7 +369,7 @@ class TrainingLoss(nn.Module):
         batch = Batch(image, label, region, attributes, causes, keys, turns)
         self.terms.seen = {}
         logits = self.terms.logits(self.classifier, image)
-        plain = self.criterion(logits, label)
+        plain = self.criterion(logits, label).mean()
         taught = plain + self.terms.taught(batch)
         majority = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).max() / len(logits)
         self.seen = {"cross_entropy": plain.detach(), "majority": majority}

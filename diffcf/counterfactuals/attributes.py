@@ -24,11 +24,11 @@ class Attributes(Method):
 
         argmin_a'  loss(f(x(a'))) + distance_weight * |a' - a|_1,  a' within the range that was seen
 
-    over amounts in spreads, by proximal steps: what need not change stays exactly as it is. The distance of the paper's
-    Eq. 2 is of the images; this one is of the attributes, so that few of them change. A black box may not see a small
-    change of an attribute at all (half a mark is no mark), and has no gradient there; where two attributes do nearly the
-    same, steps turn one into the other slowly. They start from the best point that changes one attribute alone: the best
-    of `tried` values over its range, then of as many around that one, `rounds` times.
+    over amounts in spreads, by proximal steps: what need not change stays exactly as it is. The distance of the
+    paper's Eq. 2 is of the images; this one is of the attributes, so that few of them change. A black box may not see
+    a small change of an attribute at all (half a mark is no mark), and has no gradient there; where two attributes do
+    nearly the same, steps turn one into the other slowly. They start from the best point that changes one attribute
+    alone: the best of `tried` values over its range, then of as many around that one, `rounds` times.
 
     attributes: folder of the directions (train/attributes.py). frozen: names of attributes that must not change.
     """

@@ -26,7 +26,7 @@ class Solver(ABC):
 
     @abstractmethod
     def __call__(self, objective: Objective, start: Tensor, watch: Watch | None = None) -> Solution:
-        """Returns the best point. watch: called with the start and after every step."""
+        """Returns the best point, of `ProximalGradient` the last. watch: called with the start and after every step."""
 
 
 @dataclass(frozen=True)

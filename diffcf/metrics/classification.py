@@ -99,16 +99,20 @@ def expected_calibration_error(probability: Any, truth: Any, bins: int = 15) -> 
     return sum(gaps) / len(truth)
 
 
-def figures_of(probability: Any, truth: Any, positive: int = -1) -> dict[str, float]:
+def figures_of(probability: Any, truth: Any, positive: int | None = -1) -> dict[str, float]:
     """Every figure of a classifier on cases of known class.
 
     probability: "n k". truth: class indices "n". positive: the class that the two-class figures are about, against the
-    others. `sum` is sensitivity plus specificity; `saturated` the share of cases with a probability above 0.99.
+    others; None: any but the first, against the first. `sum` is sensitivity plus specificity; `saturated` the share of
+    cases with a probability above 0.99.
     """
     probability, truth = np.asarray(probability, dtype=np.float64), np.asarray(truth)
-    positive %= probability.shape[1]
-    predicted, scores = probability.argmax(1), probability[:, positive]
-    said, is_positive = predicted == positive, truth == positive
+    predicted = probability.argmax(1)
+    if positive is None:
+        scores, said, is_positive = 1 - probability[:, 0], predicted > 0, truth > 0
+    else:
+        positive %= probability.shape[1]
+        scores, said, is_positive = probability[:, positive], predicted == positive, truth == positive
     sens, spec = sensitivity(said, is_positive), specificity(said, is_positive)
     return {
         "auc": auc(scores, is_positive),

@@ -167,6 +167,12 @@ def _chosen(seen: list[tuple[str, Tensor]], layer: str | None, image: Tensor) ->
     fitting = [maps for _, maps in seen if len(maps) in (scans, scans * slices)]
     if layer is None:
         fitting = [maps for maps in fitting if maps.shape[-2] * maps.shape[-1] > 1][-1:]
+    parts = next((len(maps) for _, maps in seen if len(maps) > scans * slices), 0)
+    if not fitting and parts:
+        raise ConfigError(
+            f"the classifier looks at parts of the image: {parts} of {scans * slices} slices, so that maps of its "
+            "layers do not lie over the image; take a method of gradients or counterfactuals."
+        )
     if len(fitting) != 1:
         raise ConfigError(
             f"{'no layer' if layer is None else f'the layer {layer!r}'} puts out maps of {scans} scans of {slices} "

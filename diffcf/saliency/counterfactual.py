@@ -40,9 +40,10 @@ class CounterfactualSaliency(SaliencyMethod):
 
     loss, distance, distance_weight, solver: of the descent; a distance of None is none. change: what x and x' are:
     "carried", x' = x + D(z') - D(E(x)); "decoded", D(E(x)) and D(z'); "factual", x and D(z'), as printed, which also
-    shows what the generator cannot reproduce. point: of the descent, the "best" by the whole objective, or the "last".
-    slopes: on the way from x to x', at so many points (Gauss-Legendre); 0: |x' - x| alone. smooth: deviation in pixels
-    of a Gaussian over each class's map; a code with a place for every 4 pixels knows nothing finer.
+    shows what the generator cannot reproduce. point: of the descent, the "best", by the whole objective, or the "last";
+    `ProximalGradient` has one answer, the last. slopes: on the way from x to x', at so many points (Gauss-Legendre);
+    0: |x' - x| alone. smooth: deviation in pixels of a Gaussian over each class's map; a code with a place for every 4
+    pixels knows nothing finer.
 
     With two classes a map costs at most 40 backward passes, and no more forward passes than make it 45 of both
     together (a forward pass alone is a third); half of it where one class is certain already. `published` costs 42.

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from diffcf.errors import ConfigError
 from diffcf.saliency.protocol import SaliencyMethod, explained
 
 
@@ -16,11 +17,17 @@ from diffcf.saliency.protocol import SaliencyMethod, explained
 class Occlusion(SaliencyMethod):
     """How far the log-odds fall where a square is hidden behind the image's mean (Zeiler and Fergus 2014); rises are 0.
 
-    side, stride: of the square, in pixels. Costs (side of the image / stride)^2 evaluations.
+    side, stride: of the square, in pixels. Costs ((side of the image + side - stride) / stride)^2 evaluations, and one.
+
+    Errors: ConfigError for a stride beyond the side, which would leave places that are never hidden.
     """
 
     side: int = 8
     stride: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride <= self.side:
+            raise ConfigError(f"stride {self.stride}, side {self.side}: expected a stride from 1 to the side.")
 
     def find(self, classifier: nn.Module, image: Tensor, target: Tensor | None, generator: Any) -> Tensor:
         """See `SaliencyMethod`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from diffcf.metrics.classification import figures_of
 from diffcf.training import loop
 from diffcf.training.keyed import Order, generator, turns_for
 from diffcf.training.loop import Stage
-from diffcf.training.run import Run
+from diffcf.training.run import Best, Run
 
 BATCH = 64  # of validation
 
@@ -62,7 +61,8 @@ class ClassificationLoss(nn.Module):
 
     def forward(self, label: Tensor, *given: Tensor) -> Tensor:
         """Scalar, for labels "b" of what `Part.at` gave."""
-        return F.cross_entropy(self.model(*given), label, self.weights)
+        # Not divided by the weights of the batch: each process has another part of it.
+        return F.cross_entropy(self.model(*given), label, self.weights, reduction="none").mean()
 
 
 def fewer(rows: Sequence[ManifestRow], count: int, seed: int) -> list[ManifestRow]:
@@ -108,7 +108,7 @@ def fit_classifier(
     adam = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=stage.weight_decay)
     run = Run(out / "checkpoints", model, adam, stage.ema, dict(settings))
     order = Order(len(train.scans), min(stage.batch, len(train.scans)), recipe.seed)
-    best = out / "best.json"
+    best = Best(out / "best.json", run)
 
     def inputs(step: int) -> tuple[Tensor, ...]:
         positions = order.at(step, rank, world)
@@ -122,12 +122,11 @@ def fit_classifier(
             own.copy_(trained)
         averaged.eval()
         logits = logits_of(averaged, val, device)
-        figures = figures_of(logits.double().softmax(1).numpy(), val.scans.labels.numpy())
-        first = done <= stage.validate_every or not best.is_file()
-        if first or figures[recipe.select] > json.loads(best.read_text())["value"]:
+        figures = figures_of(logits.double().softmax(1).numpy(), val.scans.labels.numpy(), None)
+        if best.beaten(figures[recipe.select]):
             shown = {key: round(value, 4) for key, value in figures.items()}
             write(averaged, {"step": done, "validation": {"n": len(val.scans), **shown}})
-            best.write_text(json.dumps({"step": done, "value": figures[recipe.select]}))
+            best.keep(done, figures[recipe.select])
         return {key: figures[key] for key in ("accuracy", "auc")}
 
     loss = ClassificationLoss(model, weights)

@@ -7,7 +7,8 @@ process sees. No generator's state has to be saved.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,20 @@ def generator(*key: int | str) -> torch.Generator:
     """A CPU generator seeded by a hash of the key."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+@contextmanager
+def drawn_by(device: torch.device, *key: int | str) -> Iterator[None]:
+    """What torch's own generators give in the block (dropout's masks) follows from the key alone; they then go on from
+    where they stood."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        seed = generator(*key).initial_seed()
+        torch.default_generator.manual_seed(seed)
+        for each in devices:
+            with torch.cuda.device(each):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def check_shares(batch: int, world: int) -> int:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from diffcf.errors import ConfigError
+from diffcf.training.keyed import drawn_by
 from diffcf.training.run import Plan, Run
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -154,7 +155,8 @@ def train(
 
     loss: gives a scalar from this process's `inputs` of a step (0, 1, ...), on the accelerator's device. validate:
     called in the main process alone with the averaged weights, a module like `run.model`, and the steps done; writes
-    what is to be kept. compile: torch.compile the loss. ahead: make the inputs of a step in a thread while the one
+    what is to be kept. What layers draw (dropout) follows from `torch.initial_seed()`, step and process. compile:
+    torch.compile the loss. ahead: make the inputs of a step in a thread while the one
     before is computed; they must be the same whenever they are made.
 
     The loss is looked at every `LOOK` steps, and before anything is written: weights that are not finite never are.
@@ -170,14 +172,16 @@ def train(
         console.print(f"resumed at step {start}")
     module, optimiser = accelerator.prepare(torch.compile(loss) if compile else loss, run.optimiser)
     accelerator.init_trackers("logs")
-    readings, mean = Readings(accelerator), math.nan
+    readings, mean, seed = Readings(accelerator), math.nan, torch.initial_seed()
     figures: dict[str, float] = {}
     steps = range(start, config.steps)
     with Progress(*COLUMNS, console=console, disable=not accelerator.is_main_process) as progress:
         task = progress.add_task(name, total=config.steps, completed=start)
         for done, given in enumerate(made_ahead(inputs, steps) if ahead else map(inputs, steps), start + 1):
             rate = plan.apply(run.optimiser, done - 1)
-            readings.keep(done, rate, step(accelerator, run, module, optimiser, given, config.clip))
+            with drawn_by(accelerator.device, "layers", seed, done - 1, accelerator.process_index):
+                reading = step(accelerator, run, module, optimiser, given, config.clip)
+            readings.keep(done, rate, reading)
             last = done == config.steps
             validates, saves = (last or done % every == 0 for every in (config.validate_every, config.save_every))
             if validates or saves or done % LOOK == 0:

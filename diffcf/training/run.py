@@ -65,6 +65,26 @@ def _said(value: Any) -> Any:
     return [_said(one) for one in value] if isinstance(value, list | tuple) else value
 
 
+class Best:
+    """The best validation figure of a run so far, kept in a file: the weights that had it are those that are kept.
+
+    A run without a checkpoint begins anew, and forgets the figure of what lay there before.
+    """
+
+    def __init__(self, path: Path, run: Run) -> None:
+        self.path = path
+        if newest_checkpoint(run.folder) is None:
+            path.unlink(missing_ok=True)
+
+    def beaten(self, value: float) -> bool:
+        """Whether this is better than all before."""
+        return not self.path.is_file() or value > json.loads(self.path.read_text())["value"]
+
+    def keep(self, step: int, value: float) -> None:
+        """The new best, after what had it is written."""
+        self.path.write_text(json.dumps({"step": step, "value": value}))
+
+
 class Memory(Protocol):
     """What a loss keeps from step to step."""
 

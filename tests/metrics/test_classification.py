@@ -19,6 +19,7 @@ from diffcf.metrics.classification import (
     bootstrap_interval,
     expected_calibration_error,
     f1,
+    figures_of,
     sensitivity,
     specificity,
 )
@@ -150,3 +151,15 @@ def test_nan_resamples_are_skipped_and_seeds_repeat() -> None:
 def test_settings_without_meaning_are_refused(wrong) -> None:
     with pytest.raises(ConfigError, match="expected at least one"):
         bootstrap_interval(lambda index: 0.0, **{"groups": [1], **wrong})
+
+
+def test_any_class_but_the_first_against_the_first() -> None:
+    probability = np.array([[0.7, 0.1, 0.2], [0.2, 0.7, 0.1], [0.3, 0.1, 0.6], [0.6, 0.3, 0.1], [0.4, 0.5, 0.1]])
+    truth = np.array([0, 1, 1, 2, 0])
+    found = figures_of(probability, truth, None)
+    assert found["auc"] == pytest.approx(reference.roc_auc_score(truth > 0, 1 - probability[:, 0]))
+    assert (found["sensitivity"], found["specificity"]) == (pytest.approx(2 / 3), 0.5)
+    assert found["accuracy"] == figures_of(probability, truth)["accuracy"] == pytest.approx(0.4)
+    two = probability[:, :2] / probability[:, :2].sum(1, keepdims=True)
+    for key, value in figures_of(two, truth > 0, None).items():
+        assert value == pytest.approx(figures_of(two, truth > 0)[key]), key

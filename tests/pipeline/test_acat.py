@@ -144,6 +144,6 @@ def test_two_processes_train_what_one_does(trained) -> None:
     state = load_file(folder / "two" / "acat" / "classifier" / "model.safetensors")
     assert all(value.isfinite().all() for value in state.values())
     assert len(list((folder / "two" / "maps").iterdir())) == 80  # of training and validation, each once
-    for part in ("baseline", "acat"):
-        first, second = (losses(Path(parent, part))[0] for parent in (RUNS[0], folder / "two"))
-        assert first == pytest.approx(second, rel=0.2)  # each process sees its half of the batch
+    one, two = ([losses(Path(parent, part)) for part in ("baseline", "acat")] for parent in (RUNS[0], folder / "two"))
+    assert one[0] == pytest.approx(two[0], abs=1e-4)
+    assert one[1][0] == pytest.approx(two[1][0], rel=0.02)  # dropout of the slices' weights is each process's own

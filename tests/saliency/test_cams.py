@@ -177,3 +177,9 @@ def test_layers_that_cannot_be_read(method, linear) -> None:
         method()(flat, image)
     with pytest.raises(ConfigError, match="name a layer"):
         half_resolution_layer(flat, image)
+
+
+def test_a_network_of_halves_has_no_maps_of_the_image() -> None:
+    card = ClassifierCard(Preparation(size=32), ["no", "left", "right", "both"], "timm", "diffcf_mtl7", {"width": 4})
+    with pytest.raises(ConfigError, match="looks at parts of the image: 4 of 2 slices"):
+        GradCAM()(build_classifier(card), torch.zeros(2, 1, 1, 32, 32))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from diffcf.errors import ConfigError
 from diffcf.saliency import Occlusion
 
 
@@ -20,3 +22,8 @@ def test_what_rises_when_hidden_is_0(patch, scans) -> None:
     bright = scans.clone()
     bright[..., 4:8, 8:12] = 3.0
     assert not bool(Occlusion(4, 4)(patch, bright, torch.zeros(3, dtype=torch.long)).any())
+
+
+def test_no_place_is_left_out() -> None:
+    with pytest.raises(ConfigError, match="stride 8, side 4"):
+        Occlusion(4, 8)

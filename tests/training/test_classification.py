@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
+from torch import nn
 
 from diffcf.cards import Window
 from diffcf.training.classification import Augmentation, class_weights
+from diffcf.training.guided import ClassificationLoss
 
 WINDOW = Window(-600, 1600)
 
@@ -60,3 +62,16 @@ def test_class_weights_equal_scikit_learn_s() -> None:
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
     torch.testing.assert_close(class_weights(labels, 3).double(), torch.from_numpy(expected), atol=1e-6, rtol=1e-6)
     assert float(class_weights(labels, 3)[labels].mean()) == pytest.approx(1)
+
+
+def test_a_balanced_loss_does_not_depend_on_how_a_batch_is_shared_out() -> None:
+    torch.manual_seed(0)
+    image, label, weights = torch.randn(8, 5), torch.tensor([0, 1, 0, 0, 0, 1, 2, 0]), torch.tensor([0.5, 1.5, 3.0])
+    model = nn.Linear(5, 3)
+    loss = ClassificationLoss(model, weights)
+    halves = [loss(label[part], image[part]) for part in (slice(4), slice(4, 8))]
+    torch.testing.assert_close(loss(label, image), torch.stack(halves).mean())
+    # A whole batch in the training set's own proportions has the loss that it always had.
+    even = class_weights(label, 3)
+    expected = nn.functional.cross_entropy(model(image), label, even)
+    torch.testing.assert_close(ClassificationLoss(model, even)(label, image), expected)

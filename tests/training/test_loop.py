@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,16 @@ def _fresh_accelerator() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def train(folder: Path, *, breaks_at: int | None = None, validated: list[int] | None = None, **changes: Any) -> Run:
+def train(
+    folder: Path,
+    *,
+    breaks_at: int | None = None,
+    validated: list[int] | None = None,
+    dropout: bool = False,
+    **changes: Any,
+) -> Run:
     torch.manual_seed(0)
-    model = nn.Linear(3, 2)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 2)) if dropout else nn.Linear(3, 2)
     run = Run(folder / "checkpoints", model, torch.optim.AdamW(model.parameters(), fused=True), PACE.ema, {})
     precision = changes.pop("precision", "no")
     accelerator = Accelerator(cpu=True, mixed_precision=precision, log_with="tensorboard", project_dir=folder)
@@ -97,6 +105,15 @@ def test_a_run_that_goes_on_logs_and_ends_as_one_that_was_not_cut(tmp_path) -> N
     ]
     AcceleratorState._reset_state(reset_partial_state=True)
     assert torch.equal(train(tmp_path / "cut").model.weight, whole.weight)
+
+
+def test_what_dropout_draws_is_the_same_when_a_run_goes_on(tmp_path) -> None:
+    whole = train(tmp_path, dropout=True).model
+    for later in sorted((tmp_path / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(later)  # as if it had been cut off then
+    AcceleratorState._reset_state(reset_partial_state=True)
+    again = train(tmp_path, dropout=True).model
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), again.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("breaks_at", [17, 22])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 from diffcf.distances import L1, SquaredL2
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.training.checkpoint import TENSORS, newest_checkpoint
-from diffcf.training.run import Plan, Run, settings
+from diffcf.training.run import Best, Plan, Run, settings
 
 
 def a_run(folder: Path, optimiser: str = "adamw", layout=torch.contiguous_format, **changes) -> Run:
@@ -127,3 +128,16 @@ def test_settings_leave_out_what_may_change() -> None:
 
     assert settings(Config(Path("a")), ("out",)) == {"seed": 0}
     assert copy.deepcopy(settings(Config(Path("a")))) == {"out": "a", "seed": 0}
+
+
+def test_the_best_figure_outlives_a_pause_and_no_new_run(tmp_path) -> None:
+    run, path = a_run(tmp_path / "checkpoints"), tmp_path / "best.json"
+    best = Best(path, run)
+    assert best.beaten(0.5)
+    best.keep(10, 0.5)
+    assert not best.beaten(0.5)
+    assert best.beaten(0.6)
+    run.save(10)
+    assert not Best(path, run).beaten(0.4)  # however often the run that goes on is validated
+    shutil.rmtree(run.folder)
+    assert Best(path, run).beaten(0.4)
