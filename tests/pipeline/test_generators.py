@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from scripts import explained, load, result, run
 
+from diffcf.counterfactuals import Latent
+from diffcf.counterfactuals.solvers import ProximalGradient
 from diffcf.weights import content_hash
 
 
@@ -68,7 +70,8 @@ def test_a_plain_autoencoder_explains_and_is_judged(trained) -> None:
     assert said["provenance"]["sampling"] is None
     assert said["cost"]["generator_backwards"] > 0
     module = load("evaluation", "counterfactuals")
-    case = module.Case("runs/tiny/classifier/blackbox", "runs/tiny/autoencoder")
+    few = Latent(solver=ProximalGradient(steps=3))
+    case = module.Case("runs/tiny/classifier/blackbox", "runs/tiny/autoencoder", method=few)
     manifest, out = Path("runs/tiny/data/manifest.csv"), Path("runs/tiny/results")
     rows = module.main(module.Config("autoencoder", manifest, {"latent": case}, scans=1, resamples=20, out=out))
     assert {row["search"] for row in rows} == {"Latent"}
