@@ -73,18 +73,24 @@ def test_right_reasons_reach_every_weight(small, scene) -> None:
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in classifier.parameters())
 
 
+class Spy(nn.Module):
+    """Keeps what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x)
+        return torch.zeros(len(x), 2, dtype=x.dtype)
+
+
 def test_augmentation_keeps_the_region_and_fills_it(small, scene) -> None:
     image, label, region = scene
-    seen: list[torch.Tensor] = []
-
-    class Spy(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            seen.append(x)
-            return torch.zeros(len(x), 2, dtype=x.dtype)
-
+    spy = Spy()
     torch.manual_seed(0)
-    found = Augmented(0.5).terms(Spy())(Batch(image, label, region), 0.0)
-    factual, filled = seen
+    found = Augmented(0.5).terms(spy)(Batch(image, label, region), 0.0)
+    factual, filled = spy.seen
     assert torch.equal(factual * region, image * region)
     assert torch.equal(factual * (1 - region), image.roll(1, 0) * (1 - region))
     assert torch.equal(filled * (1 - region), image * (1 - region))
@@ -95,16 +101,10 @@ def test_augmentation_keeps_the_region_and_fills_it(small, scene) -> None:
 
 def test_every_channel_is_filled_as_its_surroundings_are(scene) -> None:
     image, label, region = scene
-    seen: list[torch.Tensor] = []
-
-    class Spy(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            seen.append(x)
-            return torch.zeros(len(x), 2, dtype=x.dtype)
-
+    spy = Spy()
     flat = torch.full_like(image, 0.2).expand(-1, -1, 3, -1, -1)
-    Augmented(0.5).terms(Spy())(Batch(flat, label, region), 0.0)
-    torch.testing.assert_close(seen[1], flat)
+    Augmented(0.5).terms(spy)(Batch(flat, label, region), 0.0)
+    torch.testing.assert_close(spy.seen[1], flat)
 
 
 class Sums(nn.Module):
