@@ -75,6 +75,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
     return target
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is one below `folder`, which is not read."""
+    return bool(_found(folder))
+
+
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """The last checkpoint below `folder`; None where there is none. Errors: CheckpointError where it is damaged."""
     found = _found(folder)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diffcf.errors import ConfigError
 from diffcf.training.checkpoint import (
     Checkpoint,
+    has_checkpoint,
     join_names,
     newest_checkpoint,
     optimiser_tensors,
@@ -73,7 +74,7 @@ class Best:
 
     def __init__(self, path: Path, run: Run) -> None:
         self.path = path
-        if newest_checkpoint(run.folder) is None:
+        if not has_checkpoint(run.folder):
             path.unlink(missing_ok=True)
 
     def beaten(self, value: float) -> bool:
