@@ -158,8 +158,10 @@ def maps_by_method(run: AcatRun, lesions: Lesions, config: Config) -> dict[str, 
         pairs = list(zip(images, part.maps, strict=True))
 
         def of_guided() -> Tensor:
-            maps = [ours(WithMap(model, own[None]), image[None], generator=run.generator) for image, own in pairs]
-            return torch.cat([normalised(each) for each in maps])
+            found = [ours(WithMap(model, own[None]), image[None], generator=run.generator) for image, own in pairs]
+            maps = torch.cat([normalised(each) for each in found])
+            check_maps(maps, images)  # as `run.maps` does of those that it makes
+            return maps
 
         made[f"{config.default}, of {config.guided}"] = of_guided
     return made
@@ -176,9 +178,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         lesions = Lesions.of(run, config)
         patients += lesions.scans.patients
         for name, make in track(maps_by_method(run, lesions, config).items(), description=str(folder)):
-            maps = make()
-            check_maps(maps, lesions.scans.images)
-            judged.setdefault(name, []).append(lesions.figures(maps))
+            judged.setdefault(name, []).append(lesions.figures(make()))
     cases = {
         name: {key: np.concatenate([one[key] for one in runs]) for key in runs[0]} for name, runs in judged.items()
     }
