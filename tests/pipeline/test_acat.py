@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from scripts import ROOT, load, result, run, workspace
 from train_runs import launch, losses
@@ -106,6 +107,21 @@ def test_maps_are_judged_by_where_they_lie(trained) -> None:
     with pytest.raises(ConfigError, match="trained on maps by"):
         run("evaluation", "localisation", "--methods.ours.distance_weight=0.02", "--most=1")
     assert np.isclose(rows["gradient"]["dice_gain"], rows["ours"]["dice"] - rows["gradient"]["dice"], atol=1e-5)
+
+
+def test_lesions_outside_the_field_are_left_out(trained) -> None:
+    module, acat_run = load("evaluation", "localisation"), load("evaluation", "acat_runs").AcatRun(Path(RUNS[0]))
+    manifest = trained[0] / "runs" / "tiny" / "data" / "manifest.csv"
+    whole = module.Lesions.of(acat_run, module.Config(name="", manifest=manifest, runs=[]))
+    mask = Path(whole.scans.rows[2].mask)
+    seen = np.load(mask)
+    np.savez(manifest.with_name("empty.npz"), volume=0 * seen["volume"], spacing=seen["spacing"])
+    changed = manifest.with_name("outside.csv")
+    changed.write_text(manifest.read_text().replace(f",{mask.name},", ",empty.npz,"))
+    left = module.Lesions.of(acat_run, module.Config(name="", manifest=changed, runs=[]))
+    kept = [place for place in range(len(whole.region)) if place != 2]
+    assert [row.path for row in left.scans.rows] == [whole.scans.rows[place].path for place in kept]
+    assert torch.equal(left.region, whole.region[kept])
 
 
 def test_ways_to_the_other_class_are_followed(trained) -> None:

@@ -14,6 +14,7 @@ from accelerate import Accelerator, DistributedType
 from jsonargparse import ArgumentParser
 from sklearn.metrics import roc_auc_score
 from tiny_data import write_tiny_data
+from train_runs import launch
 
 from diffcf.cards import Preparation
 from diffcf.classifiers.blackbox import load_blackbox
@@ -156,3 +157,23 @@ def test_a_launcher_that_splits_the_weights_is_refused(script, manifest, tmp_pat
     with pytest.raises(ConfigError, match="launched with FSDP, which splits the weights"):
         script.main(configure(script, manifest, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(manifest: Path, tmp_path: Path) -> None:
+    """With classes of unequal weight, of which each process's share of a batch has its own numbers."""
+    lines = manifest.read_text().splitlines()
+    few = manifest.with_name("few.csv")  # of the class "left" every fourth training scan
+    rare = [line for line in lines if ",train," in line and line.split(",")[2] == "0"]
+    few.write_text("\n".join(line for line in lines if line not in rare or line in rare[::4]) + "\n")
+    given = tmp_path / "classifier.yaml"  # GroupNorm: statistics of a batch would be each process's own
+    given.write_text(
+        "classes: [left, right]\npreparation: {size: 16, slices: 1, field: resize}\narchitecture: diffcf_cnn7\n"
+        "architecture_args: {width: 4}\naugmentation: {views: none, shift: 0, jitter: 0}\nbalance: loss\n"
+        "epochs: 2\nbatch: 8\nlearning_rate: 0.01\n"
+    )
+    for processes in (1, 2):
+        launch("classifier", given, tmp_path / str(processes), few, processes)
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-3, rtol=1e-3, msg=name)
