@@ -175,7 +175,10 @@ class Exemplar(Method):
         scale: Tensor,
         others: Sequence[Tensor] = (),
     ) -> Tensor:
-        """The most promising codes for a sample, "m s d h w": closest of those that the agent takes for the target."""
+        """The most promising codes for a sample, "m s d h w": closest of those that the agent takes for the target.
+
+        None where all are like other answers.
+        """
         sure = exemplars.semantic[exemplars.probability.argmax(1) == target]
         if not len(sure):
             raise ConfigError(f"no exemplar of class {target}: the black box is sure of none; run train/exemplars.py.")
@@ -187,6 +190,8 @@ class Exemplar(Method):
         for other in others:
             cosine = F.cosine_similarity((pasted - origin).flatten(1), other.flatten()[None], dim=1)
             pasted = pasted[cosine <= self.alike]
+        if not len(pasted):
+            return pasted
         given = ray.agent_logits(pasted * scale).softmax(1)[:, target]
         distance = reduce((pasted - origin).square(), "n s d h w -> n", "sum").sqrt()
         rank = _least(distance, given, asked)

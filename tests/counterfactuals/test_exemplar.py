@@ -7,7 +7,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from diffcf.counterfactuals import AgentScorer, Exemplar, Exemplars, ImageScorer, StepSearch, counterfactual
+from diffcf.counterfactuals import AgentScorer, Exemplar, Exemplars, ImageScorer, StepSearch, counterfactual, diverse
 from diffcf.counterfactuals.exemplar import _least
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.types import Code
@@ -89,6 +89,20 @@ def test_where_the_agent_errs_the_black_box_goes_on(folder) -> None:
 
     found = find(Exemplar(folder), images(2, -0.5, 9), agent=Astray())
     assert found.reachable.all()
+
+
+def test_where_all_exemplars_are_like_another_answer_the_search_goes_on_without(folder) -> None:
+    """All of them are bright where the black box looks, so that their changes point the same way."""
+    how = {"generator": Places(), "blackbox": ImageScorer(Reader()), "agent": AgentScorer(Reader())}
+    method = Exemplar(folder, share=0, trim=None, alike=0.2)
+    answers = diverse(images(2, -0.5, 7), torch.tensor([1, 1]), count=2, method=method, search=StepSearch(0.75), **how)
+    kept = Exemplars.load(folder).semantic[..., 3:5, 3:5]
+
+    def gap(found) -> float:
+        """Between what stands in the middle and the nearest exemplar."""
+        return float((kept - found.end.image[:, None, ..., 3:5, 3:5]).abs().amax((2, 3, 4, 5)).min())
+
+    assert gap(answers[0]) < 1e-6 < gap(answers[1])
 
 
 def test_what_does_not_convince_is_ranked_by_how_nearly() -> None:
