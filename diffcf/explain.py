@@ -29,6 +29,7 @@ from diffcf.counterfactuals.exemplar import EXEMPLARS_NAME
 from diffcf.counterfactuals.ray import take
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.generators.attributes import AttributeSpace
+from diffcf.generators.joint import JointSpace
 from diffcf.trust import (
     Evidence,
     TrustStatistics,
@@ -50,7 +51,7 @@ class ExplainSettings:
         `Exemplar` for an agent read from a folder with exemplars.
     search: how far to go, with the asked probability and the budget of decodings.
     residual_carry: keep in the counterfactual what the decoder cannot reproduce (`Ray`); None is the method's own way.
-    batch: scans decoded at once.
+    batch: scans encoded, decoded and scored at once (as of `counterfactual`).
     path_points: n of the path.
     full_path: decode its inner frames in full, too, where they would be previews (`diffcf.counterfactuals.path`).
     thresholds: of the trust checks.
@@ -214,10 +215,11 @@ class Explainer:
         way = path(found, self.settings.path_points, full=self.settings.full_path)
         floor = self._floor(found, seed)
         psnrs = worst_psnr(found.ray.reconstruction, images)
+        codes = self._semantic(found) if self.trust else None
         seconds = (time.perf_counter() - started) / len(images)
         memory = _peak_memory_mb(device)
         return [
-            self._explanation(found, way, floor, psnrs, sample, search.probability, seconds, memory)
+            self._explanation(found, way, floor, psnrs, codes, sample, search.probability, seconds, memory)
             for sample in range(len(images))
         ]
 
@@ -227,6 +229,7 @@ class Explainer:
         way: Points,
         floor: Tensor,
         psnrs: Tensor,
+        codes: Tensor | None,
         sample: int,
         probability: float,
         seconds: float,
@@ -235,7 +238,7 @@ class Explainer:
         ray, one, mine = found.ray, slice(sample, sample + 1), way[:, sample]
         index = torch.tensor([sample], device=ray.factual.device)
         difference = found.difference[one]
-        judged = self.trust is not None
+        trust = self.trust
         evidence = Evidence(
             factual=ray.factual_probability[sample].tolist(),
             reconstruction=ray.reconstruction_probability[sample].tolist(),
@@ -245,10 +248,10 @@ class Explainer:
             probability=probability,
             edit=float(edit_magnitude(difference)),
             floor=float(floor[sample]),
-            code_distance=float(self.trust.code_distance(self._semantic(found)[one])) if self.trust else None,
-            appearance_distance=float(self.trust.appearance_distance(ray.factual[one])) if self.trust else None,
-            psnr=float(psnrs[sample]) if judged else None,
-            edited_distance=float(self.trust.appearance_distance(found.end.image[one])) if self.trust else None,
+            code_distance=float(trust.code_distance(codes[one])) if trust and codes is not None else None,
+            appearance_distance=float(trust.appearance_distance(ray.factual[one])) if trust else None,
+            psnr=float(psnrs[sample]) if trust else None,
+            edited_distance=float(trust.appearance_distance(found.end.image[one])) if trust else None,
         )
         solution = found.solution
         return Explanation(
@@ -305,20 +308,22 @@ class Explainer:
     def _semantic(self, found: Counterfactuals) -> Tensor:
         """The generator's semantic codes of the factual images, whatever code was searched."""
         ray = found.ray
-        return ray.code.semantic if ray.generator is self.generator else self.generator.encode_semantic(ray.factual)
+        if ray.generator is self.generator:
+            return ray.code.semantic
+        parts = ray.factual.split(self.settings.batch)
+        return torch.cat([self.generator.encode_semantic(part) for part in parts])
 
     def _floor(self, found: Counterfactuals, seed: int) -> Tensor:
-        """What noise alone changes, "b": the factual code decoded from two fresh x_T; 0 for a generator without x_T."""
-        ray = found.ray
-        noise = ray.code.stochastic
-        if noise is None:
+        """What noise alone changes, "b": the factual code decoded from two fresh x_T; 0 where nothing has an x_T."""
+        ray, space, noise = found.ray, found.ray.generator, found.ray.code.stochastic
+        if noise is None and not isinstance(space, JointSpace):
             return torch.zeros(len(ray.factual))
         everyone = torch.arange(len(ray.factual), device=ray.factual.device)
         images = []
         for offset in (0, 1):
             # Every sample sees the same noise, so that an explanation does not depend on its neighbours.
-            if isinstance(ray.generator, AttributeSpace):
-                code = ray.generator.refreshed(ray.code, seed + offset)
+            if noise is None or isinstance(space, AttributeSpace):
+                code = space.refreshed(ray.code, seed + offset)
             else:
                 fresh = self.generator.fresh_stochastic(ray.code.semantic[:1], seed + offset)
                 code = Code(ray.code.semantic, fresh.to(noise).expand_as(noise))

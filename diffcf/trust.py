@@ -244,7 +244,7 @@ class Evidence:
     code_distance, appearance_distance, psnr: as `TrustStatistics` measures them on the factual image, and
     edited_distance: the appearance of the counterfactual; None without statistics. edit: mean
     absolute difference between counterfactual and reference on the tenth of the pixels that changed most, in [-1, 1]
-    units. floor: the same between two decodings of the factual code from two fresh x_T.
+    units. floor: the same between two decodings of the factual code from two fresh x_T; 0 without an x_T.
     """
 
     factual: Sequence[float]
@@ -385,6 +385,11 @@ def _agent_agreement(agent: Sequence[float], factual: Sequence[float], names: Se
 def _edit_size(evidence: Evidence, threshold: float, names: Sequence[str]) -> TrustCheck:
     share = evidence.edit / evidence.floor if evidence.floor > 0 else math.inf if evidence.edit > 0 else 0.0
     passed = evidence.edit > 0 and share >= threshold
+    floor = (
+        f"{share:.2f} of what another noise seed changes ({evidence.floor:.3f})"
+        if evidence.floor > 0
+        else "which no noise bounds from below: what was searched has none"
+    )
     given = evidence.counterfactual[evidence.target]
     if not evidence.edit and given >= evidence.probability:
         nothing = (
@@ -397,8 +402,8 @@ def _edit_size(evidence: Evidence, threshold: float, names: Sequence[str]) -> Tr
         passed,
         share,
         threshold,
-        f"where the edit is strongest it changes {evidence.edit:.3f} of the window's half width, {share:.2f} of what "
-        f"another noise seed changes ({evidence.floor:.3f})" + ("" if passed else ": too little to be told from noise"),
+        f"where the edit is strongest it changes {evidence.edit:.3f} of the window's half width, {floor}"
+        + ("" if passed else ": too little to be told from noise"),
     )
 
 

@@ -9,7 +9,7 @@ with its majority class.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,11 @@ def main(config: Config) -> list[dict[str, Any]]:
     generator = SliceWise(load_generator(config.generator))
     generator.to(device)
     blackbox = load_blackbox(config.classifier).to(device)
-    view = blackbox.view_of(generator.card.preparation)
+    preparation = replace(generator.card.preparation, slices=blackbox.card.preparation.slices)
+    view = blackbox.view_of(preparation)
     hashes = [content_hash(config.generator, "generator"), content_hash(config.classifier, "classifier")]
     manifest = Manifest.read(config.manifest)
-    cases = {split: ScanDataset(manifest, generator.card.preparation, split=split) for split in ("train", config.split)}
+    cases = {split: ScanDataset(manifest, preparation, split=split) for split in ("train", config.split)}
     sets = {
         split: cached_distillation_set(
             scans.images,

@@ -24,7 +24,7 @@ from diffcf.errors import ConfigError
 from diffcf.generators.generator import SliceWise, load_generator
 from diffcf.training.command import run_script
 from diffcf.trust import TrustStatistics
-from diffcf.weights import resolve
+from diffcf.weights import TRUST_NAME, part_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     """Measure every kind; prints and writes the table, returns its rows."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = SliceWise(load_generator(config.generator).to(device))
-    statistics = TrustStatistics.load(resolve(config.generator))
+    statistics = TrustStatistics.load(part_of(config.generator, "generator") / (generator.card.trust or TRUST_NAME))
     table = []
     for kind, rows in kinds(config):
         scans = ScanDataset(rows, generator.card.preparation)

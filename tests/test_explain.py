@@ -252,6 +252,7 @@ def test_a_generator_without_noise_has_no_floor() -> None:
     check = next(check for check in found.trust if check.name == "edit_size")
     assert check.passed
     assert check.value == float("inf")
+    assert "no noise bounds from below" in check.message
 
 
 def halves_by_name(folder, generator_hash: str = "") -> Attributes:

@@ -9,7 +9,7 @@ weights that agree best with it on the validation split (smallest KL, the start 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -139,7 +139,8 @@ def main(config: Config) -> dict[str, float]:
     blackbox = load_blackbox(config.classifier).to(accelerator.device)
     hashes = {"generator_hash": content_hash(config.generator, "generator")}
     hashes["blackbox_hash"] = content_hash(config.classifier, "classifier")
-    view = blackbox.view_of(generator.card.preparation)
+    preparation = replace(generator.card.preparation, slices=blackbox.card.preparation.slices)
+    view = blackbox.view_of(preparation)
 
     def teacher(image: Tensor) -> Observation:
         return observe(blackbox, view(image.to(accelerator.device)))
@@ -147,7 +148,7 @@ def main(config: Config) -> dict[str, float]:
     manifest = Manifest.read_all(config.manifests)
     images, sets = {}, {}
     for split in ("train", "val"):
-        images[split] = ScanDataset(manifest, generator.card.preparation, split=split).images
+        images[split] = ScanDataset(manifest, preparation, split=split).images
         with accelerator.main_process_first():  # the others find the cache filled
             sets[split] = distillation.cached_distillation_set(
                 images[split],

@@ -9,7 +9,7 @@ to AGENT/exemplars.safetensors; the agent's content hash covers it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -65,8 +65,9 @@ def main(config: Config) -> Exemplars:
     card = read_card(AgentCard, config.agent)
     hashes = content_hash(config.generator, "generator"), content_hash(config.classifier, "classifier")
     check_agent(card, blackbox.card.classes, blackbox.card.preparation.slices, *hashes)
-    view = blackbox.view_of(generator.card.preparation)
-    images = ScanDataset(Manifest.read_all(config.manifests), generator.card.preparation, split="train").images
+    preparation = replace(generator.card.preparation, slices=blackbox.card.preparation.slices)
+    view = blackbox.view_of(preparation)
+    images = ScanDataset(Manifest.read_all(config.manifests), preparation, split="train").images
     codes, scores = [], []
     for part in images.split(config.batch):
         codes.append(generator.encode_semantic(part.to(device)).cpu())

@@ -178,7 +178,12 @@ def _find(source: str | Path, card: str | Path | None) -> tuple[ClassifierCard, 
     """The card, and the file of weights that it belongs to."""
     path = part_of(source, "classifier")
     if path.is_dir():
-        found = read_card(ClassifierCard, path if card is None else Path(card))
+        if card is not None:
+            raise ConfigError(
+                f"--card is of a bare file of weights, and {path} is a folder, which agents and results know by the "
+                "card.yaml in it. Give the file of weights itself, or put the card into a copy of the folder."
+            )
+        found = read_card(ClassifierCard, path)
         return found, path / found.weights
     if card is not None:
         return read_card(ClassifierCard, Path(card)), path

@@ -132,8 +132,10 @@ def provenance(
         "generator": options.generator or options.classifier,
         "agent": options.agent or options.classifier,
         "onestep": options.onestep or options.generator or options.classifier,
+        "attributes": options.attributes,
     }
-    folders, sampling = dataclasses.asdict(models), explainer.generator.generator.sampling
+    folders = {**dataclasses.asdict(models), "attributes": options.attributes}
+    sampling = explainer.generator.generator.sampling
     return {
         "models": {
             part: {
@@ -158,7 +160,7 @@ def provenance(
 
 
 def _settings(method: Method) -> dict[str, Any]:
-    """A method's settings as plain data; where files lie is no setting, and the agent's hash covers them."""
+    """A method's settings as plain data; where files lie is no setting: `models` has the hashes of what they hold."""
     settings = dataclasses.asdict(method)
     return {key: value for key, value in settings.items() if not isinstance(value, Path)}
 

@@ -47,7 +47,7 @@ class Attributes(Method):
 
     def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
         """The solution less the scan's own amounts."""
-        origin, loss = ray.code.semantic, Loss("margin", max(self.asked, search.probability))
+        origin, loss = ray.code.semantic, Loss("margin", search.beyond(self.asked))
         card = ray.generator.directions.card
         low, high = (torch.tensor(ends).to(origin) for ends in (card.low, card.high))
         # A scan whose own amounts are read outside the range stays where it is, and comes back at most.
@@ -61,8 +61,11 @@ class Attributes(Method):
             high=high,
         )
         found = self.solver(objective, self._start(objective), ray.recorder())
-        # Beyond its own point the line leaves the range.
-        return Proposal(found.value - origin, ray.glimpse_at, longest=1.0)
+        change = found.value - origin
+        # Beyond its own point the line leaves the range; against the change as soon as one attribute does.
+        room = torch.where(change > 0, origin - low, high - origin) / change.abs()
+        back = torch.where(change == 0, torch.inf, room).amin(1)
+        return Proposal(change, ray.glimpse_at, longest=torch.ones_like(back), longest_back=back)
 
     @torch.no_grad()
     def _start(self, objective: Objective) -> Tensor:

@@ -87,13 +87,13 @@ class Exemplar(Method):
     3. The one that changes the image least and gets the asked probability is taken. Where none does, the region grows.
     4. Where none ever does, a gradient has pointed to the wrong place: square windows of `window` places all over the
        code are tried in its stead, those first where pasting convinces the agent most; the best point of all is where
-       `latent` goes on with black box and agent together.
+       `latent` goes on with black box and agent together, if the black box gives gradients.
     5. What black box and agent can do without is left out of the change (`Trim`).
 
-    exemplars: folder that holds them, the agent's. asked: what black box and agent must give, as a probability; the
-    asked one of the search, if that is more. share: of the gate, while exemplars are compared. trim: None leaves the
-    gate in place of step 5. alike: where other answers are there already, exemplars whose change of the code has a
-    cosine above this with one of theirs are left out.
+    exemplars: folder that holds them, the agent's. asked: what black box and agent must give, as a probability; more
+    where the search asks for more (`StepSearch.beyond`). share: of the gate, while exemplars are compared. trim: None
+    leaves the gate in place of step 5. alike: where other answers are there already, exemplars whose change of the code
+    has a cosine above this with one of theirs are left out.
     """
 
     exemplars: Path
@@ -128,7 +128,7 @@ class Exemplar(Method):
                 f"exemplars of shape {tuple(exemplars.semantic.shape[1:])} for codes of {tuple(origin.shape[1:])}: "
                 "they belong to another generator; train the agent again."
             )
-        asked = max(self.asked, search.probability)
+        asked = search.beyond(self.asked)
         best, score = origin.clone(), torch.full((len(origin),), -torch.inf).to(origin)
 
         def paste(sample: int, region: Tensor) -> None:
@@ -149,7 +149,7 @@ class Exemplar(Method):
             for region in self._windows(ray, origin[sample], exemplars, int(target[sample]), asked, scale):
                 paste(sample, region)
         left = (score < asked).nonzero().squeeze(1)
-        if len(left):
+        if len(left) and ray.gives_gradient:
             objective = self.latent.objective(ray, target, search)
             best[left] = self.latent.solver(objective.of(left), best[left]).value
         carried = None

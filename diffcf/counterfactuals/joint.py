@@ -35,7 +35,7 @@ class Joint(Method):
 
     def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
         """The solution less both codes of the image."""
-        origin, loss = ray.code.semantic, Loss("margin", max(self.asked, search.probability))
+        origin, loss = ray.code.semantic, Loss("margin", search.beyond(self.asked))
         objective = Objective(
             lambda value, index: loss(ray.glimpse_logits(value, index), target[index]),
             origin,

@@ -6,7 +6,6 @@ A method proposes a direction in the code of each sample, "z plus this is an ans
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -35,16 +34,17 @@ class Proposal:
     direction: "b ..." like the code. cheap: (sample indices "m", steps "m") -> probabilities "m k" on the line that
     cost little; the line search starts where they cross, and at step 1 where there are none. whole: an answer as it
     stands: where its own point (step 1) reaches the probability, the line search does not come back from there.
-    carried: the share of every pixel's change that is carried, "b s c h w", in place of the method's gate. longest: the
-    largest step at which the line is still meant. previewed: the search itself looks at previews (`Ray.glimpse`), so
-    that the frames of its path may be some.
+    carried: the share of every pixel's change that is carried, "b s c h w", in place of the method's gate. longest,
+    longest_back: the largest steps along and against the line at which it is still meant, "b"; None is any. previewed:
+    the search itself looks at previews (`Ray.glimpse`), so that the frames of its path may be some.
     """
 
     direction: Tensor
     cheap: ProbabilitiesAt | None
     whole: bool = False
     carried: Tensor | None = None
-    longest: float = math.inf
+    longest: Tensor | None = None
+    longest_back: Tensor | None = None
     previewed: bool = False
 
 
@@ -136,7 +136,8 @@ class Latent(Method):
     codes of whole images, holds it to what images have. Without an agent the black box is asked alone. Group
     soft-thresholding leaves all other places exactly as they are.
 
-    asked: the margin that both are asked for in the search, as a probability; the line search comes back from there.
+    asked: the margin that both are asked for in the search, as a probability, or more (`StepSearch.beyond`); the line
+        search comes back from there.
     share: of the gate, 0 is none; a gate makes edits sharper, and stops those that are faint as a whole.
     other_weight: of the squared length that a change has along the answers that are there already (`diverse`).
     """
@@ -166,7 +167,7 @@ class Latent(Method):
     def alone(self, ray: Ray, target: Tensor, search: StepSearch) -> Tensor:
         """Where the agent alone would go, in standardised codes; decodes nothing."""
         scale, _ = standardised(ray)
-        loss = Loss("margin", max(self.asked, search.probability))
+        loss = Loss("margin", search.beyond(self.asked))
 
         def of_agent(value: Tensor, index: Tensor) -> Tensor:
             return loss(ray.agent_logits(value * scale), target[index]) + self._likeness(ray, value, index)
@@ -177,7 +178,7 @@ class Latent(Method):
     def objective(self, ray: Ray, target: Tensor, search: StepSearch) -> Objective:
         """Black box and agent together, over standardised codes."""
         scale, origin = standardised(ray)
-        loss = Loss("margin", max(self.asked, search.probability))
+        loss = Loss("margin", search.beyond(self.asked))
 
         def of_both(value: Tensor, index: Tensor) -> Tensor:
             told = loss(ray.glimpse_logits(value * scale, index), target[index]) + self._likeness(ray, value, index)
@@ -260,7 +261,7 @@ class Pixels(Method):
 
     def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
         """The solution less the image."""
-        origin, loss = ray.factual, Loss("margin", max(self.asked, search.probability))
+        origin, loss = ray.factual, Loss("margin", search.beyond(self.asked))
         objective = Objective(
             lambda value, index: loss(ray.glimpse_logits(value, index), target[index]),
             origin,

@@ -204,10 +204,17 @@ class Ray:
         logits = self.blackbox(Candidate(Code(image), lambda _: image))
         if image.requires_grad and not logits.requires_grad:
             raise ConfigError(
-                "the black box gives no gradient, which this method needs; use --method agent, which asks it for "
-                "scores only."
+                "the black box gives no gradient, which this method needs; use --method agent or exemplar, which ask "
+                "it for scores only."
             )
         return logits
+
+    @cached_property
+    def gives_gradient(self) -> bool:
+        """Whether the black box passes a gradient on to images."""
+        with torch.enable_grad():
+            image = self.factual[:1].detach().requires_grad_()
+            return self.blackbox(Candidate(Code(image), lambda _: image)).requires_grad
 
     def agent_logits(self, semantic: Tensor) -> Tensor:
         """The agent's logits "m k" of codes, differentiable in them."""

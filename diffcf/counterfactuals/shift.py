@@ -33,7 +33,7 @@ class Counterfactuals:
     start: the points of step 0. end: the counterfactuals, or the best points where `reachable` (bool "b") says that
     the asked probability was not reached. found: how the search for the step, with the settings `search`, ended.
     proposal: the method's. frames: the way of the optimisation, "n b s c h w" with the start first, where it was asked
-    for and the method has one; previews of its iterates.
+    for and the method has one; previews of its iterates. `Minimal` goes one way a weight, and shows them one by one.
     """
 
     ray: Ray
@@ -102,7 +102,8 @@ def counterfactual(
     of codes, for methods that need or use one. method: where to look; None is paper 004's `Shift`. search: how far.
     residual_carry: None is the method's own way. roi: where the image may change, "b s 1 h w" of 0 and 1; needs
     residual carry. others: directions "b ..." of answers that are there already, which this one should not be like
-    (`diverse`). frames: keep the iterates of the method's solver. batch: scans decoded at once.
+    (`diverse`). frames: keep the iterates of the method's solver. batch: scans encoded, decoded and scored at once; the
+    solver of a method that has one holds all of them, with their gradients.
 
     Errors: ConfigError for a target that is no class, and for a method without what it needs.
     """
@@ -136,10 +137,8 @@ def counterfactual(
     shown = _frames(ray)
     if proposal.carried is not None:
         ray.restrict(proposal.carried)
-    # A whole proposal is an answer as it stands: the first point that reaches the probability is taken.
-    how = replace(search, longest=min(search.longest, proposal.longest))
-    how = replace(how, tolerance=1.0) if proposal.whole else how
-    end, found = walk(ray, target, how, None if proposal.whole else proposal.cheap, sign=1)
+    cheap = None if proposal.whole else proposal.cheap
+    end, found = walk(ray, target, search, cheap, sign=1, longest=proposal.longest, stands=proposal.whole)
     return Counterfactuals(ray, target, ray.start, end, found, search, proposal, shown)
 
 
@@ -147,18 +146,29 @@ def _frames(ray: Ray) -> Tensor | None:
     if not ray.iterates:
         return None
     everyone = torch.arange(len(ray.factual), device=ray.factual.device)
+    first, *later = ray.iterates
+    # A solver that begins elsewhere, as `Latent` does where its agent ends, has its own first picture, too.
+    codes = later if torch.equal(first, ray.code.semantic) else ray.iterates
     with torch.no_grad():
-        images = [ray.glimpse(code, everyone) for code in ray.iterates]
-    return torch.stack([ray.reference, *images[1:]])
+        images = [ray.glimpse(code, everyone) for code in codes]
+    return torch.stack([ray.reference, *images])
 
 
 def walk(
-    ray: Ray, wanted: Tensor, search: StepSearch, cheap: ProbabilitiesAt | None, *, sign: int, strict: bool = False
+    ray: Ray,
+    wanted: Tensor,
+    search: StepSearch,
+    cheap: ProbabilitiesAt | None,
+    *,
+    sign: int,
+    strict: bool = False,
+    longest: Tensor | None = None,
+    stands: bool = False,
 ) -> tuple[Points, StepFound]:
     """Search along the ray (sign 1) or against it (-1) for the asked probability of class `wanted`, int "b".
 
     The first step tried is where `cheap`, which costs no decoding, reaches it; None tries step 1. strict: where it
-    never does, nothing is decoded. Returns the points with signed steps.
+    never does, nothing is decoded. longest, stands: as of `find_step`. Returns the points with signed steps.
     """
     rounds: list[tuple[Tensor, Points]] = []
     start = ray.start
@@ -173,7 +183,7 @@ def walk(
     if cheap is not None:
         first, crossed = _crossing(lambda index, step: cheap(index, sign * step), wanted, given, search)
         among = crossed if strict else None
-    found = find_step(by_blackbox, given, first, search, among)
+    found = find_step(by_blackbox, given, first, search, among, longest=longest, stands=stands)
     ends = []
     for sample, turn in enumerate(found.round.tolist()):
         if turn < 0:
@@ -227,7 +237,10 @@ def path(found: Counterfactuals, points: int = 9, *, full: bool = False) -> Poin
     decided = ray.start.probability.scatter(1, rearrange(found.target, "b -> b 1"), -1.0)
     search = replace(found.search, longest=LONGEST_BACK, evaluations=min(MOST_BACK, found.search.evaluations))
     previewed = found.previewed and not full
-    opposite, behind = walk(ray, decided.argmax(1), search, found.proposal.cheap, sign=-1, strict=previewed)
+    proposal = found.proposal
+    opposite, behind = walk(
+        ray, decided.argmax(1), search, proposal.cheap, sign=-1, strict=previewed, longest=proposal.longest_back
+    )
     moved = rearrange(found.end.step > 0, "b -> b 1")
     samples = range(len(found.target))
     grids = [

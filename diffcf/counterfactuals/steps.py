@@ -23,7 +23,8 @@ class StepSearch:
         near-certainty of 0.95 and more asks for larger edits than the decision needs and leads away from the codes
         that the generator knows.
     evaluations: most points asked about, a sample.
-    tolerance: a step is small enough where its probability exceeds the asked one by at most this.
+    tolerance: a step is small enough where its probability exceeds the asked one by at most this; beyond the default,
+        where a score rises more slowly towards 1, by as much less.
     resolution: or where the bracket is narrower than this share of the step.
     longest: the largest step taken.
     """
@@ -41,6 +42,21 @@ class StepSearch:
             raise ConfigError(
                 f"{self}: expected at least one evaluation, a positive longest step, and no negative tolerance."
             )
+
+    @property
+    def near(self) -> float:
+        """The tolerance at the asked probability p: in proportion to p (1 - p), a sigmoid's slope, from 0.75 on."""
+        asked, usual = (p * (1 - p) for p in (self.probability, StepSearch.probability))
+        return self.tolerance * (asked / usual if self.probability > StepSearch.probability else 1.0)
+
+    def beyond(self, asked: float) -> float:
+        """What a solver aims at: `asked`, or where more than the default is wanted, as far beyond it in odds.
+
+        With a price on the change a solver ends short of what it aims at, and a line search can only come back.
+        """
+        wanted, usual, aim = (p / (1 - p) for p in (self.probability, StepSearch.probability, asked))
+        odds = wanted * max(1.0, aim / usual)
+        return max(asked, odds / (1 + odds))
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,9 @@ def find_step(
     first: Tensor,
     settings: StepSearch,
     among: Tensor | None = None,
+    *,
+    longest: Tensor | None = None,
+    stands: bool = False,
 ) -> StepFound:
     """Find, for every sample, the smallest step at which `probability_at` reaches the asked probability.
 
@@ -78,7 +97,9 @@ def find_step(
     is evaluated until its own search ends.
 
     probability_at: (indices "m", steps "m") -> probabilities "m" of those samples. start: "b", at step 0. first: "b".
-    among: bool "b", the samples to search; the others stay at the start. None is all.
+    among: bool "b", the samples to search; the others stay at the start. None is all. longest: a sample's own, "b",
+    where it is less than that of the settings; at 0 it stays at the start. stands: where `first` has the probability,
+    nothing smaller is looked for.
     """
     asked = settings.probability
     zero, nowhere = torch.zeros_like(start), torch.full_like(start, torch.inf)
@@ -88,9 +109,11 @@ def find_step(
     evaluations = torch.zeros_like(which)
     reached = start >= asked
     converged = reached.clone()
-    outside = torch.zeros_like(reached) if among is None else ~among
+    limit = torch.full_like(start, settings.longest)
+    limit = limit if longest is None else torch.minimum(limit, longest.to(limit))
+    outside = (limit <= 0) if among is None else ~among | (limit <= 0)
     done = reached | outside
-    trial = first.clamp(max=settings.longest)
+    trial = torch.minimum(first, limit)
     missed = rearrange(zero, "b -> b 1")  # every step at which the probability was asked and missed
     for turn in range(settings.evaluations):
         index = (~done).nonzero().squeeze(1)
@@ -112,12 +135,13 @@ def find_step(
         low = torch.where(missed < rearrange(high, "b -> b 1"), missed, 0.0).amax(1)
         evaluations[index] += 1
         reached[index] |= hit
-        near = (best - asked <= settings.tolerance) | (high - low <= settings.resolution * high)
+        near = (best - asked <= settings.near) | (high - low <= settings.resolution * high)
+        near = near | (which == 0) if stands else near
         converged = converged | (reached & near)
-        exhausted = ~reached & (low >= settings.longest)
+        exhausted = ~reached & (low >= limit)
         gap, between = _widest_gap(missed, step)
-        done = outside | converged | (exhausted & (gap <= settings.resolution * settings.longest))
-        onwards = torch.where(exhausted, between, (2 * low).clamp(max=settings.longest))
+        done = outside | converged | (exhausted & (gap <= settings.resolution * limit))
+        onwards = torch.where(exhausted, between, torch.minimum(2 * low, limit))
         trial = torch.where(reached, (low + high) / 2, onwards)
     return StepFound(
         step=step,

@@ -33,6 +33,12 @@ class JointSpace(Space):
         both, self._shapes = pack([code.semantic, code.stochastic], "b s *")
         return Code(both)
 
+    def refreshed(self, code: Code, seed: int) -> Code:
+        """The same semantic codes with a fresh x_T, the same one for every scan."""
+        semantic, stochastic = unpack(code.semantic, self._shapes, "b s *")
+        fresh = self.generator.fresh_stochastic(semantic[:1], seed).to(stochastic).expand_as(stochastic)
+        return Code(pack([semantic, fresh], "b s *")[0])
+
     def decode(self, code: Code) -> Tensor:
         """Both codes -> scan "b s c h w"; not clamped. Only after `encode`, which learns their shapes."""
         semantic, stochastic = unpack(code.semantic, self._shapes, "b s *")

@@ -70,17 +70,18 @@ def write_strip(case: Case, path: Path) -> Path:
     from matplotlib import rc_context
 
     with rc_context(STYLE):
-        _draw(case).savefig(path, dpi=DPI, metadata={"Software": None})
+        draw_strip(case).savefig(path, dpi=DPI, metadata={"Software": None})
     return path
 
 
-def _draw(case: Case) -> Figure:
+def draw_strip(case: Case) -> Figure:
+    """The strip as a matplotlib figure."""
     from matplotlib.figure import Figure
 
     path = ordered(case)
     names = {path.start: "start"}
     if path.counterfactual is not None and path.counterfactual != path.start:
-        names[path.counterfactual] = "counterfactual"
+        names[path.counterfactual] = case.end_name.lower()
     chosen = chosen_points(len(path.steps), list(names))
     rows = path.images.shape[1]
     cell = 1.15 if rows <= 4 else 0.9

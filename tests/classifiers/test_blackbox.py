@@ -188,6 +188,8 @@ def test_a_bare_file_needs_a_card(tmp_path: Path) -> None:
         assert torch.equal(load_blackbox(bare, given)(x), net(x[:, 0]).detach())
     beside = tmp_path / "box" / "model.safetensors"
     assert torch.equal(load_blackbox(beside)(x), load_blackbox(tmp_path / "box")(x))
+    with pytest.raises(ConfigError, match="is a folder, which agents and results know by the card"):
+        load_blackbox(tmp_path / "box", tmp_path / "box" / "card.yaml")
 
 
 def test_a_set_stands_for_its_classifier(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import log
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffcf.cards import AttributesCard
-from diffcf.counterfactuals import Attributes, ImageScorer, StepSearch, counterfactual, method_named
+from diffcf.counterfactuals import Attributes, ImageScorer, StepSearch, counterfactual, method_named, path
 from diffcf.errors import ConfigError
 from diffcf.generators.attributes import AttributeDirections
 
@@ -80,6 +81,27 @@ def test_amounts_stay_within_the_range_that_was_seen(planted) -> None:
     limit = found.ray.code.semantic.abs().clamp(min=0.15)
     assert (reached.abs() <= limit + 1e-6).all()
     assert (found.proposal.direction != 0).sum(1).min() > 1  # the cheapest one alone does not reach it
+
+
+@pytest.mark.parametrize("probability", [0.9, 0.95, 0.99])
+def test_high_scores_are_reached_within_what_the_solver_found(planted, probability: float) -> None:
+    world, folder = planted(high=6.0)
+    target = 1 - world.blackbox(world.image).argmax(1)
+    found = counterfactual(
+        world.image, target, generator=world.generator, blackbox=ImageScorer(world.blackbox),
+        method=Attributes(folder), search=replace(SEARCH, probability=probability),
+    )  # fmt: skip
+    assert found.reachable.all()
+    assert (found.end.step <= 1).all()
+
+
+def test_the_path_does_not_leave_the_range_on_its_way_back(planted) -> None:
+    world, folder = planted(high=0.6)
+    found = search(world, Attributes(folder, distance_weight=0.01), world.blackbox(world.image).argmax(1))
+    way = path(found, 9)
+    assert (way.step < 0).any()
+    limit = found.ray.code.semantic.abs().clamp(min=0.6)
+    assert (way.semantic.abs() <= limit + 1e-6).all()
 
 
 def test_a_black_box_that_does_not_see_small_changes_is_still_found_out(planted) -> None:

@@ -50,14 +50,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-def find(method, image, blackbox=None, agent=None):
+def find(method, image, blackbox=None, agent=None, probability=0.75):
     return counterfactual(
         image,
         generator=Places(),
         blackbox=ImageScorer(blackbox or Reader()),
         agent=AgentScorer(agent or Reader()),
         method=method,
-        search=StepSearch(0.75),
+        search=StepSearch(probability),
     )
 
 
@@ -89,6 +89,18 @@ def test_where_the_agent_errs_the_black_box_goes_on(folder) -> None:
 
     found = find(Exemplar(folder), images(2, -0.5, 9), agent=Astray())
     assert found.reachable.all()
+
+
+def test_a_black_box_without_gradients_may_leave_the_search_short(folder) -> None:
+    class Scores(Reader):
+        def __call__(self, image: Tensor) -> Tensor:
+            return super().__call__(image).detach().clamp(-2, 2)
+
+    image = images(2, -0.5, 9)
+    assert find(Exemplar(folder), image, blackbox=Scores()).reachable.all()
+    found = find(Exemplar(folder), image, blackbox=Scores(), probability=0.99)  # beyond sigmoid(4)
+    assert not found.reachable.any()
+    assert found.difference.flatten(1).any(1).all()  # the best of what was pasted
 
 
 def test_where_all_exemplars_are_like_another_answer_the_search_goes_on_without(folder) -> None:

@@ -102,9 +102,16 @@ def test_the_agent_alone_is_asked_first(make_world) -> None:
 
     options = {"generator": world.generator, "blackbox": ImageScorer(world.blackbox), "search": SEARCH}
     method = Latent(solver=dataclasses.replace(LONG, steps=50), share=0, distance_weight=0.01)
-    found = counterfactual(world.image, agent=AgentScorer(Reader()), method=method, **options)
+    found = counterfactual(world.image, agent=AgentScorer(Reader()), method=method, frames=True, **options)
     assert found.reachable.all()
-    assert found.end.agent_probability.isfinite().all()
+    # Its first iterate gives the agent what was asked, less what the distance takes; after the scan, the first frame.
+    start = found.ray.iterates[0]
+    asked = world.agent(start).softmax(1)[torch.arange(len(start)), found.target]
+    assert ((asked > SEARCH.probability) & (asked < SEARCH.beyond(method.asked))).all()
+    assert found.frames is not None
+    assert len(found.frames) == 1 + len(found.ray.iterates)
+    assert torch.equal(found.frames[0], found.ray.reference)
+    assert not torch.equal(found.frames[1], found.ray.reference)
 
 
 def test_evaluations_and_gradients_are_counted(make_world) -> None:

@@ -56,6 +56,42 @@ def test_tolerance_ends_the_search_early() -> None:
     assert loose.evaluations.sum() < tight.evaluations.sum()
 
 
+@pytest.mark.parametrize("probability", [0.75, 0.95, 0.98, 0.99, 0.999])
+def test_the_default_tolerance_is_one_of_the_step(probability: float) -> None:
+    """Near 1 a score hardly rises, so that one that is 0.02 too high would be far too far."""
+    exact = torch.tensor(probability).logit() / 4.4
+    start, first = torch.tensor([0.5]), torch.tensor([0.98 * float(exact)])
+    found = find_step(lambda _, step: torch.sigmoid(4.4 * step), start, first, StepSearch(probability))
+    assert bool(found.converged)
+    assert 1 <= float(found.step / exact) < 1.08
+
+
+def test_what_solvers_aim_at_lies_beyond_what_is_asked() -> None:
+    assert StepSearch().beyond(0.9) == pytest.approx(0.9)
+    assert StepSearch(0.5).beyond(0.9) == pytest.approx(0.9)
+    assert StepSearch(0.9).beyond(0.9) == pytest.approx(27 / 28)  # odds of 9 to 1, and 3 times those
+    assert StepSearch(0.9).beyond(0.6) == pytest.approx(0.9)
+
+
+def test_an_answer_that_stands_is_not_come_back_from() -> None:
+    """Where it falls short, what is found further on is as small as any."""
+    start, first = torch.sigmoid(OFFSETS), torch.full((4,), 1.0, dtype=torch.float64)
+    found = find_step(sigmoid_line, start, first, StepSearch(0.5, longest=1000, evaluations=40), stands=True)
+    exact = -OFFSETS / SLOPES
+    assert found.converged.all()
+    assert found.step[[2, 3]].tolist() == [1, 1]
+    assert ((found.step / exact)[:2] < 1.1).all()
+
+
+def test_a_sample_may_have_an_end_of_its_own() -> None:
+    longest = torch.tensor([15.0, 1000, 0, 1000], dtype=torch.float64)
+    start = torch.sigmoid(OFFSETS)
+    found = find_step(sigmoid_line, start, torch.ones_like(start), StepSearch(0.6, longest=500), longest=longest)
+    assert found.reached.tolist() == [False, True, False, True]
+    assert float(found.step[0]) == 15
+    assert (float(found.step[2]), int(found.evaluations[2])) == (0, 0)
+
+
 def test_what_cannot_be_reached_is_said_and_the_best_point_kept() -> None:
     def hill(index, step):  # highest at step 5, never 0.75; the second falls from the start
         return torch.where(index == 0, 0.6 - 0.02 * (step - 5).abs(), 0.3 - 0.01 * step)

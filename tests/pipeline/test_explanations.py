@@ -12,6 +12,7 @@ from scripts import explain, explained, run
 from diffcf.cards import AgentCard, read_card
 from diffcf.counterfactuals import METHODS, Exemplars
 from diffcf.scans import read_scan
+from diffcf.weights import content_hash
 
 DIRECTIONS = ("--method", "attributes", "--attributes", "runs/tiny/attributes/attributes")
 
@@ -32,6 +33,8 @@ def test_explain_in_attribute_space(attributes, trained) -> None:
     assert {changed["name"] for changed in said["attributes"]} <= {"row"}
     assert said["provenance"]["method"]["name"] == "Attributes"
     assert said["provenance"]["method"]["frozen"] == ["column"]
+    known = said["provenance"]["models"]["attributes"]
+    assert known == {"name": DIRECTIONS[3], "hash": content_hash(DIRECTIONS[3])}
 
 
 @pytest.mark.parametrize(

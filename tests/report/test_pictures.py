@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffcf.commands.explain import summary
 from diffcf.report import document, draw_panel, write_animation, write_panel, write_strip
-from diffcf.report.path import chosen_points, ordered
+from diffcf.report.path import chosen_points, draw_strip, ordered
 
 
 def words(figure) -> str:
@@ -109,6 +109,13 @@ def test_path_is_sorted_and_knows_its_ends(make_case):
     assert (np.diff(way.blackbox) > 0).all()
     assert way.counterfactual == 8
     assert abs(way.steps[way.start]) == np.abs(way.steps).min()
+
+
+def test_the_strip_does_not_call_an_attempt_a_counterfactual(make_case):
+    assert "counterfactual" in words(draw_strip(make_case()))
+    said = words(draw_strip(make_case(reachable=False)))
+    assert "best attempt" in said
+    assert "counterfactual" not in said
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 8, 21, 100])
