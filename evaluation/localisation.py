@@ -7,10 +7,10 @@ method is told. `dice` and `iou`: the highest pixels of a map, as many as the le
 `class_averaged_dice` and `class_averaged_iou`: the mean of lesion and background, the form that explains the paper's
 figures near 0.5. `pointing`: the highest pixel lies in the lesion; `hits`: in its territory, where the data have six
 (the paper's score S); KEY_small: of lesions of size grade 1 and 2. `relevance_mass`: share of the map in the lesion.
-`chance`: the lesion's share of the image. KEY_gain: ours less this method's, paired by scan. KEY_smoothed: the same
-Gaussian over the maps of all methods (ours has one already), which gains more by itself than some methods differ.
+`chance`: the lesion's share of the image. KEY_gain: the default's less this method's, paired by scan. KEY_smoothed:
+the same Gaussian over the maps of all methods (ours have one already), which gains more by itself than some differ.
 
-The row of the guided classifier: ours, but of the classifier that reads the maps, each scan's map held fixed.
+The row of the guided classifier: maps by the method that it reads, but of that classifier, each scan's map held fixed.
 Intervals resample patients; a patient whom several runs test counts once.
 """
 
@@ -45,7 +45,7 @@ from diffcf.metrics.localisation import (
     top_p,
 )
 from diffcf.saliency import SaliencyMethod, normalised
-from diffcf.saliency.counterfactual import smoothed
+from diffcf.saliency.changes import smoothed
 from diffcf.saliency.maps import check_maps
 from diffcf.training.command import run_script
 
@@ -62,8 +62,8 @@ class Config:
         manifest: CSV file; rows of each run's own `split` with a lesion and its mask are judged.
         runs: folders that train/acat.py wrote.
         methods: name -> how maps are made.
-        guided: folder of a classifier that reads maps by the default method; null leaves its row out.
-        default: name of our method among `methods`.
+        guided: folder of a classifier that reads maps; null leaves its row out. reads: name of their method.
+        default: name of our method among `methods`, whose gains are told.
         chosen_on: runs by whose validation scans settings were chosen; their patients are left out.
         territories: the data are phantoms with six territories, one of which has the lesion.
         most: so many lesions a run, spread evenly; 0: all.
@@ -76,6 +76,7 @@ class Config:
     runs: list[Path]
     methods: dict[str, SaliencyMethod] = field(default_factory=dict)
     guided: str | None = "acat"
+    reads: str = "ours"
     default: str = "ours"
     chosen_on: list[Path] = field(default_factory=list)
     territories: bool = False
@@ -151,26 +152,26 @@ def maps_by_method(run: AcatRun, lesions: Lesions, config: Config) -> dict[str, 
         name: partial(run.maps, method, images) for name, method in config.methods.items()
     }
     if config.guided is not None:
-        ours = config.methods[config.default]
-        model, part = run.part(config.guided, lesions.scans, ours)
+        read = config.methods[config.reads]
+        model, part = run.part(config.guided, lesions.scans, read)
         if part.maps is None:
             raise ConfigError(f"{config.guided} reads no maps: name a classifier that does, or guided: null.")
         pairs = list(zip(images, part.maps, strict=True))
 
         def of_guided() -> Tensor:
-            found = [ours(WithMap(model, own[None]), image[None], generator=run.generator) for image, own in pairs]
+            found = [read(WithMap(model, own[None]), image[None], generator=run.generator) for image, own in pairs]
             maps = torch.cat([normalised(each) for each in found])
             check_maps(maps, images)  # as `run.maps` does of those that it makes
             return maps
 
-        made[f"{config.default}, of {config.guided}"] = of_guided
+        made[f"{config.reads}, of {config.guided}"] = of_guided
     return made
 
 
 def main(config: Config) -> list[dict[str, Any]]:
     """Make and judge the maps of every run; prints and writes the table, returns its rows."""
-    if config.default not in config.methods:
-        raise ConfigError(f"no method {config.default!r}; there are {', '.join(config.methods)}.")
+    for name in {config.default, *([] if config.guided is None else [config.reads])} - config.methods.keys():
+        raise ConfigError(f"no method {name!r}; there are {', '.join(config.methods)}.")
     judged: dict[str, list[dict[str, np.ndarray]]] = {}
     patients: list[str] = []
     for folder in config.runs:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from einops import rearrange, reduce, repeat
+from einops import repeat
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from diffcf.counterfactuals.objective import Loss, Objective
 from diffcf.counterfactuals.ray import probability_of, take
 from diffcf.counterfactuals.solvers import GradientDescent, ProximalGradient, Solver, Watch
 from diffcf.distances import L1, Distance, GroupL1, per_sample
 from diffcf.errors import ConfigError
-from diffcf.saliency.protocol import SaliencyMethod, evaluating, explained, normalised, slope
+from diffcf.saliency.changes import check_changes, mean_of_changes, mean_slope
+from diffcf.saliency.protocol import SaliencyMethod, evaluating
 from diffcf.types import Code
 
 
@@ -61,11 +60,9 @@ class CounterfactualSaliency(SaliencyMethod):
     needs_generator: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.distance_weight < 0 or self.slopes < 0 or self.smooth < 0:
-            raise ConfigError(
-                f"distance_weight {self.distance_weight}, slopes {self.slopes}, smooth {self.smooth}: expected 0 or "
-                "more of each."
-            )
+        if self.distance_weight < 0:
+            raise ConfigError(f"distance_weight {self.distance_weight}: expected 0 or more.")
+        check_changes(self.slopes, self.smooth)
 
     @classmethod
     def published(cls) -> CounterfactualSaliency:
@@ -98,18 +95,8 @@ class CounterfactualSaliency(SaliencyMethod):
         if self.change != "factual":  # where the code did not move, rounding is no change
             change = change * per_sample(moved, change)
         if self.slopes:
-            change = (change * self._slope(classifier, start, change, target)).abs().sqrt()
+            change = (change * mean_slope(classifier, start, change, target, self.slopes)).abs().sqrt()
         return mean_of_changes(change, scans, self.smooth)
-
-    def _slope(self, classifier: nn.Module, start: Tensor, change: Tensor, target: Tensor) -> Tensor:
-        """The mean gradient of the target's log-odds on the way from `start` to `start + change`, "n s c h w"."""
-        points, weights = np.polynomial.legendre.leggauss(self.slopes)  # on [-1, 1], whose length is 2
-        total = torch.zeros_like(change)
-        for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
-            with torch.enable_grad():
-                leaf = (start + float(point) * change).detach().requires_grad_()
-                total += float(weight) * slope(explained(classifier(leaf), target), leaf)
-        return total
 
     def descend(self, classifier: nn.Module, scene: Scene, target: Tensor, watch: Watch | None = None) -> Tensor:
         """The semantic codes "n ..." of the counterfactuals that give the classes target int "n", n a multiple of b.
@@ -181,20 +168,3 @@ def logits_of(classifier: nn.Module, image: Tensor) -> Tensor:
     if image.requires_grad and not logits.requires_grad:
         raise ConfigError("the classifier gives no gradient, which this saliency method needs; take Occlusion.")
     return logits
-
-
-def mean_of_changes(change: Tensor, scans: int, smooth: float = 0.0) -> Tensor:
-    """Changes "(k b) s c h w" of k searches over b scans -> the mean of their maps, each `normalised`, "b s 1 h w"."""
-    each = normalised(smoothed(reduce(change.abs(), "n s c h w -> n s 1 h w", "mean"), smooth))
-    return reduce(each, "(k b) s 1 h w -> b s 1 h w", "mean", b=scans)
-
-
-def smoothed(saliency: Tensor, deviation: float) -> Tensor:
-    """Maps "b s 1 h w" under a Gaussian of that many pixels, cut off at three of it and mirrored at the edges."""
-    reach = min(round(3 * deviation), saliency.shape[-1] - 1, saliency.shape[-2] - 1)
-    if reach < 1:
-        return saliency
-    flat = rearrange(saliency, "b s 1 h w -> (b s) 1 h w")
-    return rearrange(
-        gaussian_blur(flat, [2 * reach + 1] * 2, [deviation] * 2), "(b s) 1 h w -> b s 1 h w", b=len(saliency)
-    )

@@ -13,7 +13,8 @@ from diffcf.counterfactuals.objective import gradient
 from diffcf.counterfactuals.ray import probability_of
 from diffcf.distances import per_sample
 from diffcf.errors import ConfigError
-from diffcf.saliency.counterfactual import decoded, logits_of, mean_of_changes
+from diffcf.saliency.changes import mean_of_changes
+from diffcf.saliency.counterfactual import decoded, logits_of
 from diffcf.saliency.protocol import SaliencyMethod, class_of, evaluating, explained
 from diffcf.types import Code
 

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange, reduce
 from scipy.ndimage import gaussian_filter
 
-from diffcf.counterfactuals import Pixels, Shift
+from diffcf.counterfactuals import ImageScorer, Pixels, Shift, counterfactual
 from diffcf.counterfactuals.solvers import Adam, GradientDescent
 from diffcf.errors import ConfigError
 from diffcf.saliency import (
@@ -20,7 +20,8 @@ from diffcf.saliency import (
     normalised,
     shift_curve,
 )
-from diffcf.saliency.counterfactual import Scene, mean_of_changes, smoothed
+from diffcf.saliency.changes import mean_of_changes, smoothed
+from diffcf.saliency.counterfactual import Scene
 from diffcf.types import Code
 
 SHARP = CounterfactualSaliency(smooth=0.0)
@@ -32,7 +33,8 @@ METHODS = {
     "published": replace(CounterfactualSaliency.published(), change="decoded"),
     "no_rec": CounterfactualSaliency.no_rec(),
     "shift": LatentShiftSaliency(),
-    "search": SearchSaliency(),
+    "search": SearchSaliency(smooth=0.0),
+    "search alone": SearchSaliency(slopes=0, smooth=0.0),
 }
 ZERO, ONE = torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)
 
@@ -187,11 +189,20 @@ def test_the_descent_curve_begins_at_the_reconstruction(patch, blocks, scans) ->
 
 def test_search_saliency_is_the_change_of_the_search(patch, pixels, scans) -> None:
     patch.level = 0.0
-    method = SearchSaliency(Pixels())
+    method = SearchSaliency(Pixels(), slopes=0, smooth=0.0)
     predicted = patch(scans).argmax(1)
+    change = counterfactual(
+        scans, 1 - predicted, generator=pixels, blackbox=ImageScorer(patch), method=Pixels()
+    ).difference
     found = method(patch, scans, None, pixels)
     assert torch.equal(found, method(patch, scans, 1 - predicted, pixels))
     assert bool(found.flatten(1).any(1).all())
+    assert torch.allclose(found, change.abs().mean(2, keepdim=True), atol=1e-6)
+    # By hand: the slope of log-odds that are linear in the image is the same all the way.
+    leaf = scans.clone().requires_grad_()
+    (slope,) = torch.autograd.grad((patch(leaf)[:, 1] - patch(leaf)[:, 0]).sum(), leaf)
+    expected = smoothed((smoothed(found, 1.5) * slope.abs().mean(2, keepdim=True)).sqrt(), 1.5)
+    assert torch.allclose(replace(method, slopes=3, smooth=1.5)(patch, scans, None, pixels), expected, atol=1e-4)
     with pytest.raises(ConfigError, match="follows an agent"):
         SearchSaliency(Shift())(patch, scans, None, pixels)
 
@@ -221,6 +232,8 @@ def test_settings_that_cannot_be(patch, blocks, scans) -> None:
         CounterfactualSaliency(distance_weight=-1)
     with pytest.raises(ConfigError, match="smooth -1"):
         CounterfactualSaliency(smooth=-1)
+    with pytest.raises(ConfigError, match="slopes -1"):
+        SearchSaliency(slopes=-1)
     with pytest.raises(ConfigError, match="a move between 0 and 1"):
         LatentShiftSaliency(moved=0)
     with pytest.raises(ConfigError, match="no proximal step"):
