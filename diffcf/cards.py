@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from diffcf.errors import CheckpointError
+from diffcf.errors import CheckpointError, ConfigError
 
 CARD_NAME = "card.yaml"
 
@@ -50,6 +50,23 @@ class Preparation:
     field: Literal["crop", "resize"] = "crop"
     spacing: float | None = None
     modality: str = "CT"
+
+
+def unlike(one: Preparation, other: Preparation) -> list[str]:
+    """Where two preparations differ, in words."""
+    names = [field.name for field in fields(Preparation)]
+    return [
+        f"{name} {getattr(one, name)} in place of {getattr(other, name)}"
+        for name in names
+        if getattr(one, name) != getattr(other, name)
+    ]
+
+
+def check_alike(one: Preparation, other: Preparation, whose: str) -> None:
+    """Errors: ConfigError where slices of the one are no slices of the other, however many of them."""
+    found = unlike(replace(one, slices=other.slices), other)
+    if found:
+        raise ConfigError(f"{whose} have preparations that differ: {', '.join(found)}; expected the same images.")
 
 
 @dataclass(frozen=True)

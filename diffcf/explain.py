@@ -30,6 +30,7 @@ from diffcf.counterfactuals.ray import take
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.generators.attributes import AttributeSpace
 from diffcf.generators.joint import JointSpace
+from diffcf.generators.space import same_stochastic
 from diffcf.trust import (
     Evidence,
     TrustStatistics,
@@ -325,8 +326,8 @@ class Explainer:
             if noise is None or isinstance(space, AttributeSpace):
                 code = space.refreshed(ray.code, seed + offset)
             else:
-                fresh = self.generator.fresh_stochastic(ray.code.semantic[:1], seed + offset)
-                code = Code(ray.code.semantic, fresh.to(noise).expand_as(noise))
+                fresh = same_stochastic(self.generator, ray.code.semantic, seed + offset)
+                code = Code(ray.code.semantic, fresh.to(noise))
             images.append(ray.decode(code, everyone).clamp(-1, 1))
         return edit_magnitude(images[1] - images[0]).cpu()
 

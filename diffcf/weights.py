@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from diffcf.cards import CARD_NAME
-from diffcf.errors import CheckpointError
+from diffcf.errors import CheckpointError, ConfigError
 from diffcf.folders import share
 
 if TYPE_CHECKING:
@@ -158,12 +158,18 @@ def write_tensors(
 
     half: store them in half precision, half the size; what reads them computes in single precision all the same.
     about: more of the file's header.
+
+    Errors: ConfigError for finite values that half precision cannot hold.
     """
     from safetensors.torch import save_file
 
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     if half:
-        plain = {name: value.half() if value.is_floating_point() else value for name, value in plain.items()}
+        halved = {name: value.half() if value.is_floating_point() else value for name, value in plain.items()}
+        lost = [name for name, value in plain.items() if bool((value.isfinite() & ~halved[name].isfinite()).any())]
+        if lost:
+            raise ConfigError(f"{lost[0]} holds what half precision cannot hold; nothing is written.")
+        plain = halved
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(plain, partial, metadata={"format": "pt", **(about or {})})

@@ -36,6 +36,7 @@ class Config:
         method: folder of the classifier with attention; the paper's is trained from random weights.
         saliency: where its maps came from in training.
         noise: standard deviation. split: which scans.
+        chosen_on: runs by whose validation scans settings were chosen; their patients are left out.
         data: what the scans are, in words. seed: of the noise. out: folder of the result.
     """
 
@@ -46,6 +47,7 @@ class Config:
     saliency: SaliencyMethod = field(default_factory=CounterfactualSaliency)
     noise: float = 1.0
     split: str = "test"
+    chosen_on: list[Path] = field(default_factory=list)
     data: str = ""
     seed: int = 0
     out: Path = RESULTS
@@ -73,7 +75,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     measured: list[dict[str, list[float]]] = []
     for place, folder in enumerate(config.runs):
         run = AcatRun(folder)
-        scans = run.scans(run.rows(config.manifest, config.split))
+        scans = run.scans(run.rows(config.manifest, config.split, chosen_on=config.chosen_on))
         random = torch.Generator().manual_seed(config.seed + place)
         noise = config.noise * torch.randn(scans.images.shape, generator=random)
         one: dict[str, list[float]] = {}  # figure -> of every layer

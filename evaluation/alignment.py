@@ -34,7 +34,7 @@ from common import RESULTS, mean_of, mean_row, over_seeds, write_result
 from panels import Panels, draw_panels
 from reasons import MAPS, Cases, Scene, decode, judge, scene_of
 from rich.progress import track
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from diffcf.alignment.loss import Inner
 from diffcf.classifiers.blackbox import load_blackbox
@@ -112,11 +112,15 @@ def mark_of(config: Config, method: str) -> Shortcut | None:
     return config.marks.get(method, config.shortcut)
 
 
-def scored(kind: str, label: np.ndarray, score: np.ndarray) -> float:
-    """The "auc" or "balanced_accuracy" of probabilities of the second class, "n"; NaN where there is one class only."""
-    if len(set(label)) < 2:
+def scored(kind: str, label: np.ndarray, cases: Cases, at: np.ndarray) -> float:
+    """Over the cases `at`, the "auc" of the last class against all others, or the "balanced_accuracy", the mean over
+    classes of the share told right; NaN where there is one class only."""
+    label, right, positive, score = label[at], *(cases[key][at] for key in ("accuracy", "positive", "score"))
+    if len(set(label if kind == "balanced_accuracy" else positive)) < 2:
         return float("nan")
-    return float(roc_auc_score(label, score) if kind == "auc" else balanced_accuracy_score(label, score > 0.5))
+    if kind == "auc":
+        return float(roc_auc_score(positive, score))
+    return float(np.mean([right[label == one].mean() for one in set(label)]))
 
 
 def lift(precision: np.ndarray, chance: np.ndarray) -> float:
@@ -132,7 +136,7 @@ def row_of(
     label, patients = scene.scans.labels.numpy(), scene.scans.patients
     options: dict[str, Any] = {"resamples": config.resamples, "seed": config.seed}
     each = over_seeds(seeds)
-    del each["score"]
+    del each["score"], each["positive"]
     if mark_of(config, name) is not None:
         each["reversal_gap"] = each["reversal_accuracy"] - each["accuracy"]
     if reference is not None:
@@ -146,7 +150,7 @@ def row_of(
     for kind in SCORED:
         add(
             kind,
-            lambda at, kind=kind: float(np.mean([scored(kind, label[at], cases["score"][at]) for cases in seeds])),
+            lambda at, kind=kind: float(np.mean([scored(kind, label, cases, at) for cases in seeds])),
         )
     for shown in MAPS:
         precision = each.get(f"{shown}_precision")
@@ -154,7 +158,7 @@ def row_of(
             add(f"{shown}_lift", lambda at, precision=precision: lift(precision[at], each["chance"][at]))
     if len(seeds) > 1:
         spread = {key: [mean_of(cases[key]) for cases in seeds] for key in seeds[0] if key.endswith(SPREAD)}
-        spread |= {kind: [scored(kind, label, cases["score"]) for cases in seeds] for kind in SCORED}
+        spread |= {kind: [scored(kind, label, cases, np.arange(len(label))) for cases in seeds] for kind in SCORED}
         row |= {f"{key}_std": float(np.std(values, ddof=1)) for key, values in spread.items()}
     about = {"method": name, "data": config.name, "split": config.split, "n": len(label), "seeds": len(seeds)}
     return about | {"threshold": config.threshold} | row | {"default": name == config.default}

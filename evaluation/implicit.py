@@ -123,7 +123,8 @@ def quality(classifier: nn.Module, image: Tensor, region: Tensor, config: Config
     random = torch.Generator().manual_seed(config.seed)
     figures: dict[str, dict[str, list[float]]] = {name: {} for name in config.adjoints}
     stuck = 0
-    for part in track(range(config.batches), description="gradients"):
+    batches = min(config.batches, -(-len(image) // config.batch))
+    for part in track(range(batches), description="gradients"):
         chosen = slice(part * config.batch, (part + 1) * config.batch)
         moved = Moved(classifier, config.inner, config.again, image[chosen], region[chosen])
         nearer: Any = replace(config.inner.solver, steps=config.again)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffcf.alignment.loss import Aligned, AlignmentLoss, Inner
 from diffcf.alignment.regions import regions_of
+from diffcf.cards import check_alike
 from diffcf.classifiers.blackbox import BlackBox
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
@@ -105,6 +106,7 @@ def decoded(blackbox: BlackBox, generator: Any, images: Tensor, config: Config) 
     """The explanations of images "n s c h w" through a generator's full decoder."""
     if not len(images):
         return []
+    check_alike(generator.card.preparation, blackbox.card.preparation, "the generator and the black box")
     explainer = Explainer(generator, blackbox, None, ExplainSettings(config.decoded_method))
     return [one for part in images.split(10) for one in explainer.explain_batch(part, seed=config.seed)]
 
@@ -117,6 +119,7 @@ def judge(blackbox: BlackBox, scene: Scene, config: Config) -> Cases:
         "accuracy": (probability.argmax(1) == label).double(),
         "reversal_accuracy": (wrong.argmax(1) == label).double(),
         "score": probability[:, -1],
+        "positive": (label == probability.shape[1] - 1).double(),
         "chance": region_share(region),
         "region_pixels": reduce(region, "n s 1 h w -> n", "sum"),
     }

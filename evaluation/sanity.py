@@ -45,6 +45,7 @@ from diffcf.counterfactuals.exemplar import EXEMPLARS_NAME
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
 from diffcf.generators.generator import SliceWise, load_diffusion
+from diffcf.generators.space import same_stochastic
 from diffcf.metrics.counterfactual import diversity, rank_correlation
 from diffcf.metrics.probes import composition
 from diffcf.training.command import run_script
@@ -240,8 +241,7 @@ class Refreshed:
     def encode(self, image: Tensor) -> Code:
         """The image's semantic code with noise from the seed."""
         code = self.generator.encode(image)
-        fresh = self.generator.fresh_stochastic(code.semantic[:1], self.seed)
-        return Code(code.semantic, fresh.to(image).expand(len(image), *fresh.shape[1:]))
+        return Code(code.semantic, same_stochastic(self.generator, code.semantic, self.seed).to(image))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from diffcf.errors import ConfigError
 from diffcf.training.command import run_script
 
 FIGURES = ("auc", "accuracy", "balanced_accuracy")
-SAME = ("data", "train", "seed")  # what runs that are compared have in common, beside the scans of validation
+SAME = ("data", "train", "seed", "select")  # what runs that are compared have in common, beside the scans of validation
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ def main(config: Config) -> list[dict[str, Any]]:
     cards = {source: figures_of(source) for settings in config.runs.values() for source in settings.values()}
     first = next(iter(cards))
     for source, about in cards.items():
+        if about.get("select", config.figure) != config.figure:
+            raise ConfigError(f"{source} kept its weights by {about['select']}, and {config.figure} is compared.")
         for what in SAME:
             if about.get(what) != cards[first].get(what):
                 raise ConfigError(f"{source} and {first} differ in {what}: they cannot be compared.")

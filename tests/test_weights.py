@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from diffcf import weights
-from diffcf.errors import CheckpointError
-from diffcf.weights import bundled, content_hash, read_tensors, resolve
+from diffcf.errors import CheckpointError, ConfigError
+from diffcf.weights import bundled, content_hash, read_tensors, resolve, write_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.ones(1, dtype=torch.float16)}
 
@@ -108,3 +108,9 @@ def test_notes_are_no_part_of_a_model_and_a_bare_file_with_its_card_is_the_folde
     shutil.copy(folder / "model.pth", tmp_path / "model.pth")
     assert content_hash(tmp_path / "model.pth") != whole
     assert content_hash(tmp_path / "model.pth", "classifier", card=folder / "card.yaml") == whole
+
+
+def test_half_precision_refuses_what_it_cannot_hold(tmp_path):
+    with pytest.raises(ConfigError, match="b holds what half precision cannot hold"):
+        write_tensors({"a": torch.ones(2), "b": torch.tensor([1.1e5])}, tmp_path / "m.safetensors", half=True)
+    assert list(tmp_path.iterdir()) == []

@@ -26,7 +26,7 @@ from diffcf.alignment.methods import Alternating, CounterfactualAlignment, Metho
 from diffcf.alignment.monitor import Monitor
 from diffcf.alignment.regions import regions_of
 from diffcf.alignment.spaces import Latent, Pixels
-from diffcf.cards import ClassifierCard, Preparation
+from diffcf.cards import ClassifierCard, Preparation, check_alike
 from diffcf.classifiers.blackbox import save_blackbox
 from diffcf.classifiers.network import build_classifier
 from diffcf.data.dataset import ScanDataset
@@ -94,12 +94,12 @@ class Config(loop.Stage):
     seed: int = 0
 
 
-def load(rows: Sequence[ManifestRow], config: Config, part: str) -> tuple[ScanDataset, Tensor]:
-    """Labelled scans of a part with their regions. Errors: ConfigError for labels that are no class, or no masks."""
+def labelled(rows: Sequence[ManifestRow], config: Config, part: str, *, mask: bool = False) -> ScanDataset:
+    """Labelled scans of a part; those without a mask are left out where the config says so. Errors: ConfigError for
+    labels that are no class."""
     kept = [row for row in rows if row.label is not None and (row.mask is not None or config.maskless == "refuse")]
     check_labels(kept, config.classes, part)
-    scans = ScanDataset(kept, config.preparation, mask=True)
-    return scans, regions_of(scans, config.widen)
+    return ScanDataset(kept, config.preparation, mask=mask)
 
 
 def experts(scans: ScanDataset, config: Config) -> tuple[Tensor, Tensor] | tuple[None, None]:
@@ -119,8 +119,9 @@ def main(config: Config) -> dict[str, float]:
     console = Console(quiet=not accelerator.is_main_process)
     manifest, window = Manifest.read_all(config.manifests), config.preparation.window
     with accelerator.main_process_first():  # the others find the cut fields on disk
-        train, region = load(manifest.split("train"), config, "training")
-        val, _ = load(manifest.split("val"), config, "validation")
+        train = labelled(manifest.split("train"), config, "training", mask=True)
+        region = regions_of(train, config.widen)
+        val = labelled(manifest.split("val"), config, "validation")
     torch.manual_seed(config.seed)
     card = ClassifierCard(**{name: getattr(config, name) for name in OF_CARD})
     classifier = build_classifier(card).to(device)
@@ -134,7 +135,9 @@ def main(config: Config) -> dict[str, float]:
     attributes, causes = experts(train, config)
     space: Any = Pixels()
     if config.generator is not None:
-        space = Latent(SliceWise(load_generator(config.generator)).to(device), config.seed)
+        generator = load_generator(config.generator)
+        check_alike(generator.card.preparation, config.preparation, f"generator {config.generator} and classifier")
+        space = Latent(SliceWise(generator).to(device), config.seed)
     weights = class_weights(train.labels, len(config.classes)).to(device) if config.balance else None
     method = config.method.fitted(space, train.images.to(device))
     loss = TrainingLoss(classifier, method.terms(classifier, space), weights)
@@ -172,7 +175,11 @@ def main(config: Config) -> dict[str, float]:
             shown = {name: round(value, 4) for name, value in figures.items()}
             about = {"data": config.data, "terms": config.terms, "command": command_line(__file__, "accelerate launch")}
             about |= {"seed": config.seed, "step": done, "train": len(train)}
-            about |= {"method": type(config.method).__name__, "validation": {"n": len(val), **shown}}
+            about |= {
+                "select": config.select,
+                "method": type(config.method).__name__,
+                "validation": {"n": len(val), **shown},
+            }
             save_blackbox(averaged, replace(card, about=about), config.out / "blackbox")
             best.keep(done, figures[config.select])
         return {name: figures[name] for name in ("auc", "accuracy")} | monitor.figures()

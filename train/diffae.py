@@ -113,7 +113,7 @@ def main(config: Config) -> dict[str, float]:
     torch.manual_seed(config.seed)
     try:
         model = DiffusionAutoencoder(image_size=config.preparation.size, **config.model)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"model {config.model}: {error}; expected arguments of DiffusionAutoencoder.") from error
     command = command_line(__file__, "accelerate launch")
     about = {"data": config.data, "terms": config.terms, "command": command, "seed": config.seed}

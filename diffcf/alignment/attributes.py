@@ -22,9 +22,10 @@ class AttributeSettings:
     """Which attributes of a manifest are used, and how the causal ones among them are told.
 
     names: columns of the manifest, without their prefix. coding: "binary", 0 and 1 already; "lidc", ratings as paper
-    000 codes them. above: name -> number; the attribute is 1 above it. strength: cases as which the logistic
-    model counts in every cell of the table P(label | attributes) (`TableModel`). alpha: level at which an attribute
-    counts as speaking against the label, so that it is turned round before CCCE. most, tolerance, rule: of `attribute`.
+    000 codes them. above: name -> number; the attribute is 1 above it, whatever the coding. strength: cases as which
+    the logistic model counts in every cell of the table P(label | attributes) (`TableModel`). alpha: level at which an
+    attribute counts as speaking against the label, so that it is turned round before CCCE. most, tolerance, rule: of
+    `attribute`.
     """
 
     names: list[str]
@@ -58,13 +59,15 @@ def coded_attributes(
         )
     rated = [[row.attributes.get(name) for name in names] for row in rows]
     values = np.array(rated, dtype=np.float64).reshape(len(rows), len(names))
-    if coding == "lidc":
-        return binary_attributes(values, names)
     if unknown := set(above or {}) - set(names):
         raise ConfigError(f"above names {', '.join(sorted(unknown))}: expected some of {', '.join(names)}.")
+    cut = [above is not None and name in above for name in names]
     for j, name in enumerate(names):
-        if above and name in above:
+        if above and cut[j]:
             values[:, j] = np.where(np.isnan(values[:, j]), np.nan, values[:, j] > above[name])
+    others = [j for j, own in enumerate(cut) if not own]
+    if coding == "lidc" and others:
+        values[:, others] = binary_attributes(values[:, others], [names[j] for j in others])
     wrong = ~np.isnan(values) & ~np.isin(values, (0, 1))
     if wrong.any():
         i, j = np.argwhere(wrong)[0]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from diffcf.alignment.methods import Batch, Method, Terms
 from diffcf.alignment.spaces import Space
 from diffcf.classifiers.cnn7 import CNN7
-from diffcf.classifiers.network import SlicedClassifier
+from diffcf.classifiers.network import SlicedClassifier, normalised
 from diffcf.errors import ConfigError
 
 TINY = 1e-12
@@ -60,7 +60,7 @@ def decomposed(classifier: SlicedClassifier, image: Tensor, part: Tensor) -> Par
     The value 0 of the normalised image counts as nothing. Errors: ConfigError for another architecture than CNN7.
     """
     net = _net_of(classifier)
-    picture = (image - classifier.card.mean) / classifier.card.std
+    picture = normalised(image, classifier.card)
     picture, part = (rearrange(one.expand_as(image), "b s c h w -> b (s c) h w") for one in (picture, part))
     own, rest = through(net.layers, (net.seen(picture * part), net.seen(picture * (1 - part))))
     return through(net.head, (net.pooled(own), net.pooled(rest)))

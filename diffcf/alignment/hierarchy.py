@@ -24,7 +24,7 @@ from diffcf.alignment.loss import AlignmentLoss, Inner, evaluating
 from diffcf.alignment.methods import Batch, CounterfactualAlignment, Terms, figures, swapped_share
 from diffcf.alignment.spaces import Opened, Space
 from diffcf.classifiers.hierarchical import Hierarchical
-from diffcf.classifiers.network import SlicedClassifier
+from diffcf.classifiers.network import SlicedClassifier, normalised
 from diffcf.errors import ConfigError
 from diffcf.implicit import GaussNewton
 
@@ -45,7 +45,7 @@ class Perceiver(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Log-odds of the attributes."""
-        return self.perceiver(rearrange((image - self.card.mean) / self.card.std, "b s c h w -> b (s c) h w"))
+        return self.perceiver(rearrange(normalised(image, self.card), "b s c h w -> b (s c) h w"))
 
 
 class Decider(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.layers.norm import LayerNorm2d
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -14,14 +15,15 @@ class BagNet(nn.Module):
     """Every place of the image votes for the classes by itself, seen through a window of 17 pixels; the mean decides.
 
     Four 3 x 3 convolutions, two of them halving the grid, with 1 x 1 convolutions between them, as BagNets thin out
-    ResNets. The linear layer of one place commutes with the mean over places, so that the logits are those of the mean.
-    in_chans, num_classes: as in timm. width: of the first layer, doubled at each halving; a multiple of 4.
+    ResNets. The norms are over the channels of a place, whose statistics see no other. The linear layer of one place
+    commutes with the mean over places, so that the logits are those of the mean. in_chans, num_classes: as in timm.
+    width: of the first layer, doubled at each halving; at least 2.
     """
 
     def __init__(self, in_chans: int = 1, num_classes: int = 2, width: int = 16) -> None:
         super().__init__()
-        if width < 4 or width % 4:
-            raise ConfigError(f"width {width}: expected a multiple of 4.")
+        if width < 2:
+            raise ConfigError(f"width {width}: expected at least 2, which a norm over channels needs.")
         self.num_classes = num_classes
         layers, before = [], in_chans
         for after, kernel, stride in (
@@ -29,7 +31,7 @@ class BagNet(nn.Module):
             (4 * width, 3, 2), (4 * width, 1, 1), (4 * width, 3, 1),
         ):  # fmt: skip
             convolution = nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False)
-            layers.append(nn.Sequential(convolution, nn.GroupNorm(4, after), nn.SiLU()))
+            layers.append(nn.Sequential(convolution, LayerNorm2d(after), nn.SiLU()))
             before = after
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(before, num_classes)

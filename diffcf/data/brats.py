@@ -11,7 +11,8 @@ that of 2020 name_mapping.csv with the grades. The label is whether the slice sh
 Which slices: those whose brain (voxels that are not 0) has at least half the area of the largest one of the volume;
 they show tumour where it covers --min-area or more, and none where not one voxel is tumour; slices between are not
 taken. Of either kind --count are taken, the middles of as many equal parts, all where there are fewer. The region is
-the whole tumour: necrosis, oedema and enhancing tumour. A slice without tumour has no mask.
+the whole tumour: necrosis, oedema and enhancing tumour. A slice without tumour has no mask, so that alignment
+(train/align.py), which needs a region of every scan, takes the grades.
 
 Intensities of MRI have no unit. Those of a volume are mapped linearly such that the 1st percentile of its brain becomes
 0 and the 99th becomes 1; nothing is clipped here, and `note_percentiles` says both, so that the map can be undone. A

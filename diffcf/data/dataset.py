@@ -197,11 +197,11 @@ def _field(row: ManifestRow, preparation: Preparation, mask: bool, cache: str | 
         kept = {kind: read_array(folder / f"{name}.npy", shape, KEPT_AS[kind]) for kind, name in names.items()}
         if all(array is not None for array in kept.values()):
             return kept["hu"], kept.get("mask")  # type: ignore[return-value]
-    scan = read_scan(row.path, modality=preparation.modality)
+    scan = read_scan(row.path, allow_tilt=row.allow_tilt, modality=preparation.modality)
     patch = _cut(row, scan, preparation)
     made = {"hu": patch.hu}
     if wants_mask:
-        region = read_scan(row.mask, modality="other")  # type: ignore[arg-type]
+        region = read_scan(row.mask, allow_tilt=row.allow_tilt, modality="other")  # type: ignore[arg-type]
         made["mask"] = mask_of_patch(region, scan, patch)
     if folder is not None:
         for kind, name in names.items():
@@ -231,6 +231,7 @@ def _key(row: ManifestRow, preparation: Preparation, mask: Path | None) -> str:
         "modality": preparation.modality,
     }
     parts = [CACHE_VERSION, _stamp(row.path), cut, row.slices, row.centre, _stamp(mask) if mask else None]
+    parts += ["tilted"] if row.allow_tilt else []
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -26,7 +26,7 @@ from diffcf.errors import ConfigError
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 REQUIRED = ("path", "patient", "label")
-OPTIONAL = ("mask", "split", "slices", "centre")
+OPTIONAL = ("mask", "split", "slices", "centre", "allow_tilt")
 ATTRIBUTE, NOTE = "attr_", "note_"
 SHOWN = 20  # problems that one error message lists
 
@@ -37,8 +37,9 @@ class ManifestRow:
 
     path: absolute, a file or a DICOM folder. label: class index, None = unlabelled. mask: absolute, non-zero = region.
     slices: as for `--slices`, "10,20,30" or "12.5mm,30mm". centre: RAS (x, y, z) in mm of the field that a model with
-    field "crop" sees. attributes: rated or measured quantities, None = not rated. notes: text that nothing reads.
-    index: position in the manifest, from 0; `Manifest` sets it. folder: of the manifest's file, where it was read.
+    field "crop" sees. allow_tilt: slices of a tilted gantry are taken as they are. attributes: rated or measured
+    quantities, None = not rated. notes: text that nothing reads. index: position in the manifest, from 0; `Manifest`
+    sets it. folder: of the manifest's file, where it was read.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class ManifestRow:
     mask: Path | None = None
     slices: str | None = None
     centre: tuple[float, float, float] | None = None
+    allow_tilt: bool = False
     attributes: Mapping[str, float | None] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     index: int = -1
@@ -100,8 +102,11 @@ class Manifest:
     def redrawn(self, seed: int) -> Manifest:
         """The same rows under other splits, `hash_split` of each patient with `seed`: for runs over several splits.
 
-        What was the test split is not kept apart; figures of such runs are over their own test patients.
+        What was the test split is not kept apart; figures of such runs are over their own test patients. A manifest of
+        test rows alone stays as it is: no run has learnt from it.
         """
+        if all(row.split == "test" for row in self._rows):
+            return self
         rows = [dataclasses.replace(row, split=hash_split(row.patient, seed)) for row in self._rows]
         return Manifest(rows, self.source)
 
@@ -226,6 +231,7 @@ def _row(cells: dict, base: Path, seed: int, has_split: bool, problems: list[str
         mask=_existing(cells["mask"], base, "mask", problems) if cells.get("mask") else None,
         slices=cells.get("slices") or None,
         centre=_centre(cells.get("centre", ""), problems),
+        allow_tilt=_flag(cells.get("allow_tilt", ""), "allow_tilt", problems),
         attributes={
             key.removeprefix(ATTRIBUTE): _number(value, key, problems)
             for key, value in cells.items()
@@ -265,6 +271,12 @@ def _number(text: str, column: str, problems: list[str]) -> float | None:
         problems.append(f"{column} {text!r} is not a finite number; leave it blank where it is not known")
         return None
     return value
+
+
+def _flag(text: str, column: str, problems: list[str]) -> bool:
+    if text not in ("", "0", "1"):
+        problems.append(f"{column} {text!r}: expected 1, 0 or blank")
+    return text == "1"
 
 
 def _centre(text: str, problems: list[str]) -> tuple[float, float, float] | None:
@@ -330,6 +342,7 @@ def _cells(row: ManifestRow, base: Path) -> dict[str, str]:
         "split": row.split,
         "slices": row.slices or "",
         "centre": " ".join(map(_plain, row.centre)) if row.centre else "",
+        "allow_tilt": "1" if row.allow_tilt else "",
     }
     cells |= {ATTRIBUTE + name: "" if value is None else _plain(value) for name, value in row.attributes.items()}
     return cells | {NOTE + name: value for name, value in row.notes.items()}

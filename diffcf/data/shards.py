@@ -29,7 +29,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from diffcf.cards import Preparation, Window, parse_card
+from diffcf.cards import Preparation, Window, parse_card, unlike
 from diffcf.data.dataset import load_fields
 from diffcf.data.manifest import Manifest, ManifestRow, Split
 from diffcf.errors import ConfigError, DiffcfError, ScanError
@@ -85,12 +85,7 @@ class Shards:
             sizes = {folder / one["file"]: int(one["bytes"]) for one in chain(*listed.values())}
         except (ValueError, KeyError, TypeError, DiffcfError) as error:
             raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}). {AGAIN}") from error
-        fields = [field.name for field in dataclasses.fields(Preparation)]
-        other = [
-            f"{name} {getattr(found, name)} in place of {getattr(preparation, name)}"
-            for name in fields
-            if getattr(found, name) != getattr(preparation, name)
-        ]
+        other = unlike(found, preparation)
         if other:
             raise ConfigError(
                 f"{folder} holds slices of another preparation: {', '.join(other)}. Write shards for this one: python "

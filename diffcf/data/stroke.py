@@ -14,7 +14,8 @@ Labels are 0 no lesion, 1 left, 2 right, 3 both (paper 003), or with --label les
 
 The scans stay where they are, and the manifest names them by their path. Its column `slices` says which a model sees,
 --slices many (default 11, as in paper 003, which has them at 400 x 500 pixels), evenly spaced. A model takes them with
-a window for the brain, of centre 40 and width 80, say.
+a window for the brain, of centre 40 and width 80, say. Scans of a tilted gantry, as many of the head are, are refused
+unless --allow-tilt takes their slices as they are.
 """
 
 from __future__ import annotations
@@ -129,10 +130,12 @@ def write_stroke(
     slices: int = 11,
     seed: int = 0,
     skip: bool = False,
+    allow_tilt: bool = False,
 ) -> Manifest:
     """Write `manifest.csv` into a new folder, whole or not at all, once every scan that it names was read.
 
     label, slices: as the module says. skip: leave out scans that cannot be used and list them in `skipped.txt`.
+    allow_tilt: take slices of a tilted gantry as they are, here and by the manifest's column of that name.
     Attributes: `grade` and `territory` (index in `TERRITORIES`, -1 without a lesion), as the territory phantoms have
     them. Patients are split by `hash_split`. Errors: ConfigError as in `read_table`, for settings that cannot be meant
     and a folder that is not empty; ScanError that lists the scans that cannot be used.
@@ -151,13 +154,17 @@ def write_stroke(
                 path = source / row.scan
                 if not path.is_dir():
                     raise ScanError(f"{path}: there is no such folder, and the table names it.")
-                rows.append(_row(row, path, even_slices(read_scan(path), slices), label, seed))
+                rows.append(
+                    _row(
+                        row, path, even_slices(read_scan(path, allow_tilt=allow_tilt), slices), label, seed, allow_tilt
+                    )
+                )
         cases.settle(folder)
         Manifest(rows, str(out)).write(folder / "manifest.csv")
     return Manifest.read(out / "manifest.csv")
 
 
-def _row(coded: Coded, path: Path, slices: str, label: Label, seed: int) -> ManifestRow:
+def _row(coded: Coded, path: Path, slices: str, label: Label, seed: int, allow_tilt: bool) -> ManifestRow:
     lesion = coded.side != "none"
     grade = coded.grade if lesion else 0
     territory = coded.territory if lesion else -1
@@ -167,6 +174,7 @@ def _row(coded: Coded, path: Path, slices: str, label: Label, seed: int) -> Mani
         label=SIDES.index(coded.side) if label == "side" else int(lesion),
         split=hash_split(coded.patient, seed),
         slices=slices,
+        allow_tilt=allow_tilt,
         attributes={
             "grade": None if grade is None else float(grade),
             "territory": None if territory is None else float(territory),
@@ -184,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, required=True, help="CSV of what was coded, a row a scan")
     parser.add_argument("--label", choices=get_args(Label), default="side", help="the class (default side)")
     parser.add_argument("--slices", type=int, default=11, help="of a scan, evenly spaced (default 11)")
+    parser.add_argument("--allow-tilt", action="store_true", help="take scans of a tilted gantry slice by slice")
     options = parser.parse_args(arguments)
     return run_loader(
         lambda: write_stroke(
@@ -194,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             slices=options.slices,
             seed=options.seed,
             skip=options.skip,
+            allow_tilt=options.allow_tilt,
         )
     )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffcf.cards import AttributesCard, read_card, write_card
 from diffcf.errors import ConfigError
-from diffcf.generators.space import Space
+from diffcf.generators.space import Space, same_stochastic
 from diffcf.types import Code
 from diffcf.weights import read_tensors, write_tensors
 
@@ -50,14 +50,17 @@ class AttributeDirections:
         reader is the ridge regression of A on the codes whose penalty does best on `held_out` codes and values. The
         card's `about` says how well each attribute is read there (R^2).
 
-        Errors: ConfigError for an attribute that never varies, and for fewer scans than attributes.
+        Errors: ConfigError for an attribute that never varies, there or here, and for fewer scans than attributes.
         """
         if len(codes) <= len(names) + 1:
             raise ConfigError(f"{len(codes)} rated scans for {len(names)} attributes; more scans are needed.")
         mean, spread = values.mean(0), values.std(0)
-        constant = [name for name, width in zip(names, spread.tolist(), strict=True) if width == 0]
-        if constant:
-            raise ConfigError(f"attribute(s) {', '.join(constant)} never vary in these scans; leave them out.")
+        for where, rated in (("these scans", values), ("the held-out scans", held_out[1])):
+            constant = [
+                name for name, column in zip(names, rated.unbind(1), strict=True) if len(set(column.tolist())) < 2
+            ]
+            if constant:
+                raise ConfigError(f"attribute(s) {', '.join(constant)} never vary in {where}; leave them out.")
         amounts = ((values - mean) / spread).double()
         middle = codes.mean(0)
         flat = (codes - middle).flatten(1).double()
@@ -158,7 +161,7 @@ class AttributeSpace(Space):
         own, stochastic, _ = self._fixed(code)
         if not stochastic.numel():
             return code
-        fresh = self.generator.fresh_stochastic(own[:1], seed).to(stochastic).expand_as(stochastic)
+        fresh = same_stochastic(self.generator, own, seed).to(stochastic)
         return Code(code.semantic, self._packed(Code(own, fresh)).stochastic)
 
     def _packed(self, own: Code) -> Code:

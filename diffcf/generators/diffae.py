@@ -40,7 +40,7 @@ class DiffusionAutoencoder(ModelMixin, ConfigMixin):
         schedule: "linear" as in the paper, or "cosine".
         norm_groups: groups of GroupNorm in the UNet.
 
-    Errors: ConfigError where the sizes do not divide.
+    Errors: ConfigError where the sizes do not divide, and for a schedule under which the prediction says nothing.
     """
 
     @register_to_config
@@ -68,6 +68,11 @@ class DiffusionAutoencoder(ModelMixin, ConfigMixin):
             )
         if code not in ("global", "spatial") or prediction not in ("epsilon", "v"):
             raise ConfigError(f"code {code!r}, prediction {prediction!r}: expected global|spatial and epsilon|v.")
+        if prediction == "epsilon" and schedule == "cosine":
+            raise ConfigError(
+                "schedule cosine with prediction epsilon: at its noisiest level the image is 1 / 20000 of the noise, "
+                "and any error of the noise would be that much larger in the image; predict v."
+            )
         self.schedule = Schedule(schedule)
         # A plain attribute, not a buffer: model.half() or .to(bf16) must not round the noise levels.
         self._levels = self.schedule.levels(torch.arange(self.schedule.timesteps))

@@ -9,7 +9,7 @@ from einops import pack, unpack
 from torch import Tensor
 
 from diffcf.errors import ConfigError
-from diffcf.generators.space import Space
+from diffcf.generators.space import Space, same_stochastic
 from diffcf.types import Code
 
 
@@ -36,7 +36,7 @@ class JointSpace(Space):
     def refreshed(self, code: Code, seed: int) -> Code:
         """The same semantic codes with a fresh x_T, the same one for every scan."""
         semantic, stochastic = unpack(code.semantic, self._shapes, "b s *")
-        fresh = self.generator.fresh_stochastic(semantic[:1], seed).to(stochastic).expand_as(stochastic)
+        fresh = same_stochastic(self.generator, semantic, seed).to(stochastic)
         return Code(pack([semantic, fresh], "b s *")[0])
 
     def decode(self, code: Code) -> Tensor:

@@ -36,6 +36,10 @@ class Schedule:
     kind: Literal["linear", "cosine"] = "linear"
     timesteps: int = 1000
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "cosine"):
+            raise ConfigError(f"schedule {self.kind!r}: expected linear or cosine.")
+
     def alphas_cumprod(self) -> Tensor:
         """alpha_t^2 for t = 0 ... timesteps - 1, float64."""
         if self.kind == "linear":
@@ -79,8 +83,11 @@ def make_grid(schedule: Schedule, steps: int, spacing: Spacing = "uniform") -> G
     """Choose `steps` distinct timesteps of `schedule`, the last one always among them.
 
     spacing: "uniform" in t as published; "quadratic" or "cubic" in t, which spend more steps near the image; or
-    "logsnr", uniform in log sigma/alpha. Errors: ConfigError for fewer than 1 or more steps than the schedule has.
+    "logsnr", uniform in log sigma/alpha. Errors: ConfigError for another spacing, and for fewer than 1 or more steps
+    than the schedule has.
     """
+    if spacing not in (*POWERS, "logsnr"):
+        raise ConfigError(f"spacing {spacing!r}: expected {', '.join(POWERS)} or logsnr.")
     last = schedule.timesteps - 1
     if not 1 <= steps <= schedule.timesteps:
         raise ConfigError(f"{steps} sampling steps asked for; expected 1 to {schedule.timesteps}.")

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from diffcf.cards import GeneratorCard
+
+
+def same_stochastic(generator: Any, semantic: Tensor, seed: int) -> Tensor:
+    """Stochastic codes of the same white noise for every one of b codes "b s ...".
+
+    One by one: what a sampler makes of the noise may depend on the code, and must not on its neighbours'.
+    """
+    return torch.cat([generator.fresh_stochastic(one, seed) for one in semantic.split(1)])
 
 
 class Space(nn.Module):

@@ -237,10 +237,10 @@ class Linearised:
         return torch.where(self.free, vector, torch.zeros_like(vector))
 
 
-def loss_curvature(loss: Callable[[Tensor], Tensor], outputs: Tensor, create_graph: bool = False) -> Tensor:
+def loss_curvature(loss: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
     """The Hessian of the loss in the outputs, "b k" -> "b k k"."""
     with torch.enable_grad():
-        leaf = outputs if create_graph else outputs.detach().requires_grad_()
+        leaf = outputs.detach().requires_grad_()
         (slope,) = torch.autograd.grad(loss(leaf).sum(), leaf, create_graph=True)
         if not slope.requires_grad:
             return torch.zeros(*outputs.shape, outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
@@ -249,7 +249,6 @@ def loss_curvature(loss: Callable[[Tensor], Tensor], outputs: Tensor, create_gra
                 slope[:, j].sum(),
                 leaf,
                 retain_graph=True,
-                create_graph=create_graph,
                 allow_unused=True,
                 materialize_grads=True,
             )[0]

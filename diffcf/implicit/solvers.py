@@ -52,7 +52,7 @@ class GaussNewton(InnerSolver):
 
     steps: int = 4
     halvings: int = 3
-    newton: int = 12
+    newton: int = 50  # of k equations in k unknowns; far from rest cross-entropy over several outputs takes dozens
 
     def step(self, problem: Problem, value: Tensor, differentiable: bool) -> Tensor:
         """See `InnerSolver`."""

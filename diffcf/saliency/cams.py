@@ -130,7 +130,7 @@ def half_resolution_layer(classifier: nn.Module, image: Tensor) -> str:
     side = image.shape[-1] // 2
     with outputs(classifier) as seen:
         classifier(image)
-    found = [name for name, maps in seen if maps.shape[-1] == side]
+    found = [name for name, maps in seen if maps.shape[-2:] == (image.shape[-2] // 2, side)]
     if not found:
         raise ConfigError(f"no layer of the classifier has maps of {side} pixels a side; name a layer for HiResCAM.")
     return found[-1]
@@ -140,18 +140,26 @@ def half_resolution_layer(classifier: nn.Module, image: Tensor) -> str:
 def outputs(classifier: nn.Module, layer: str | None = None) -> Iterator[list[tuple[str, Tensor]]]:
     """What modules put out as long as the block runs, names and maps "n f y x" in the order in which they are ready.
 
-    layer: of this one only. Errors: ConfigError for a name that is not there.
+    layer: of this one only. Errors: ConfigError for a name that is not there, and for a network that keeps its channels
+    last, whose outputs are no such maps.
     """
     modules = dict(classifier.named_modules())
+    if any(str(getattr(module, "output_fmt", "NCHW")) != "NCHW" for module in modules.values()):
+        raise ConfigError(
+            "the classifier keeps channels last, so that its layers put out no maps (n, channels, rows, columns); take "
+            "a method of gradients or counterfactuals."
+        )
     if layer is not None and layer not in modules:
         raise ConfigError(f"the classifier has no layer {layer!r}; there are {', '.join(list(modules)[1:20])}.")
     seen: list[tuple[str, Tensor]] = []
     handles = []
     for name, module in modules.items() if layer is None else [(layer, modules[layer])]:
 
-        def keep(module: nn.Module, given: Any, output: Any, name: str = name) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
-                seen.append((name, output))
+        def keep(module: nn.Module, given: Any, output: Any, name: str = name) -> Tensor | None:
+            if not isinstance(output, Tensor) or output.ndim != 4:
+                return None
+            seen.append((name, output))
+            return None if layer is None else output.clone()  # what comes next may change it in place
 
         handles.append(module.register_forward_hook(keep))
     try:

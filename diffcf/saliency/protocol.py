@@ -53,7 +53,15 @@ class SaliencyMethod(ABC):
 
 
 def explained(logits: Tensor, target: Tensor | None) -> Tensor:
-    """The number whose reasons are asked for, "b": the log-odds of the target, None being the predicted class."""
+    """The number whose reasons are asked for, "b": the log-odds of the target, None being the predicted class.
+
+    Errors: ConfigError for logits of one class, which has odds against no other.
+    """
+    if logits.shape[1] < 2:
+        raise ConfigError(
+            "the classifier gives one logit, and classes are compared here; let it give a logit a class: of a single "
+            "logit m, (0, m)."
+        )
     return class_score(logits, logits.argmax(1) if target is None else target, "log_odds")
 
 

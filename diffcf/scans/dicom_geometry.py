@@ -98,7 +98,7 @@ def _check_tilt(frames: list[Frame], normal: np.ndarray, allow_tilt: bool) -> li
     if not allow_tilt:
         raise ScanError(
             f"{claimed.name}: gantry tilt: {seen}. A tilted slice is not the axial slice a model was trained on: "
-            "correct the tilt, or pass allow_tilt (--allow-tilt) to take the slices as they are."
+            "correct the tilt, or pass allow_tilt (--allow-tilt; a manifest's column) to take the slices as they are."
         )
     return [f"gantry tilt taken as it is because allow_tilt was set: {seen}"]
 

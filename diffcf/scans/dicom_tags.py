@@ -130,6 +130,7 @@ def _frame(dataset: Dataset, path: Path, index: int | None) -> Frame:
     spacing = numbers(measures, "PixelSpacing", 2, source, remedy=whole)
     if min(spacing) <= 0:
         raise ScanError(f"{source}: {tag('PixelSpacing')} is {spacing}; expected two positive numbers in mm.")
+    tilt = optional_numbers(_group(dataset, index, "CTAcquisitionDetailsSequence"), "GantryDetectorTilt", source)
     slope, intercept = _rescale(dataset, _group(dataset, index, "PixelValueTransformationSequence"), source)
     return Frame(
         path=path,
@@ -143,7 +144,7 @@ def _frame(dataset: Dataset, path: Path, index: int | None) -> Frame:
         intercept=intercept,
         thickness=_positive(measures, "SliceThickness", source),
         step=_positive(measures, "SpacingBetweenSlices", source),
-        tilt=(optional_numbers(dataset, "GantryDetectorTilt", source) or (0.0,))[0],
+        tilt=(tilt or optional_numbers(dataset, "GantryDetectorTilt", source) or (0.0,))[0],
         reference=text(dataset, "FrameOfReferenceUID"),
     )
 

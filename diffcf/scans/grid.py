@@ -38,8 +38,8 @@ def check_affine(affine: np.ndarray, source: str, *, allow_tilt: bool) -> tuple[
     if not allow_tilt:
         raise ScanError(
             f"{source}: the axes of the grid are {shear:.1f} degrees from a right angle (a gantry tilt): a slice here "
-            "is not the axial slice a model was trained on. Correct the tilt, or pass allow_tilt (--allow-tilt) to "
-            "take the slices as they are."
+            "is not the axial slice a model was trained on. Correct the tilt, or pass allow_tilt (--allow-tilt; a "
+            "manifest's column) to take the slices as they are."
         )
     return (f"grid sheared by {shear:.1f} degrees (gantry tilt), taken as it is because allow_tilt was set",)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,9 @@ from jsonargparse import auto_cli
 
 from diffcf.errors import DiffcfError
 
+# What may be a path, alone or as part of a list, a mapping or OPTION=VALUE; blanks are allowed within one.
+PATH = re.compile(r"(?<![^\[{(,:=\s'\"])(?:~|\.{0,2}/)[^\[\]{}(),:='\"]*[^\[\]{}(),:='\"\s]")
+
 
 def command_line(script: str | Path, launcher: str = "python", argv: Sequence[str] | None = None) -> str:
     """The running command line as another checkout can repeat it.
@@ -20,18 +24,16 @@ def command_line(script: str | Path, launcher: str = "python", argv: Sequence[st
     script: the caller's `__file__`, one folder below the repository's root. launcher: what starts it. argv: `sys.argv`
     where it is not given; a caller that was imported instead of run is named without arguments.
 
-    Paths below the repository become relative, those below DIFFCF_DATA start with $DIFFCF_DATA, and other absolute
-    paths keep their last part only: a card tells nobody where somebody's files lie.
+    Paths below the repository become relative, those below DIFFCF_DATA start with $DIFFCF_DATA, and others that are
+    absolute, or lead out of the working folder, keep their last part only, within lists, too: a card tells nobody where
+    somebody's files lie.
     """
     own = Path(script).resolve()
     root = own.parent.parent
     ran, *arguments = sys.argv if argv is None else argv
     if Path(ran).resolve() != own:
         arguments = []
-    words = [_portable(str(own), root)]
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        words.append(f"{option}={_portable(value, root)}" if equals else _portable(argument, root))
+    words = [PATH.sub(lambda found: _portable(found.group(), root), word) for word in (str(own), *arguments)]
     return " ".join([launcher, *(word if "$DIFFCF_DATA" in word else shlex.quote(word) for word in words)])
 
 
@@ -46,9 +48,9 @@ def run_script(main: Callable[[Any], Any], config: type) -> None:
 
 
 def _portable(word: str, root: Path) -> str:
-    path = Path(word)
+    path = Path(os.path.normpath(Path(word).expanduser()))
     if not path.is_absolute():
-        return word
+        return path.name if path.parts[:1] == ("..",) else word
     if path.is_relative_to(root):
         return str(path.relative_to(root))
     data = os.environ.get("DIFFCF_DATA")

@@ -131,11 +131,17 @@ def made_ahead(inputs: Callable[[int], tuple[Any, ...]], steps: range) -> Iterat
 
 
 def check_launcher(accelerator: Accelerator) -> None:
-    """Errors: ConfigError for a launcher that splits the weights, which what is written holds whole."""
+    """Errors: ConfigError for a launcher that splits the weights, which what is written holds whole, and for one that
+    accumulates gradients, which would be divided and yet used at every step."""
     if accelerator.distributed_type in SPLIT_WEIGHTS:
         raise ConfigError(
             f"launched with {accelerator.distributed_type.value}, which splits the weights; expected data-parallel "
             "processes that hold them whole: configs/accelerate/ddp_8gpu.yaml (docs/generators.md)."
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ConfigError(
+            f"launched with gradient_accumulation_steps {accelerator.gradient_accumulation_steps}: gradients are not "
+            "accumulated here. Leave it out, and set the script's own `batch`."
         )
 
 

@@ -25,6 +25,11 @@ def test_ratings_become_0_and_1() -> None:
     np.testing.assert_array_equal(coded, [[1, 1], [0, 0], [0, np.nan]])
     lidc = coded_attributes(rows({"margin": 5, "spiculation": 2}, {"margin": 3}), ["margin", "spiculation"], "lidc")
     np.testing.assert_array_equal(lidc, [[0, 1], [1, np.nan]])
+    mixed = rows({"margin": 5, "diameter_mm": 9.5}, {"margin": 3, "diameter_mm": 4})
+    coded = coded_attributes(mixed, ["diameter_mm", "margin"], "lidc", {"diameter_mm": 8})
+    np.testing.assert_array_equal(coded, [[1, 0], [0, 1]])
+    with pytest.raises(ConfigError, match="above names size"):
+        coded_attributes(mixed, ["margin"], "lidc", {"size": 8})
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ def test_saved_and_read_again(name: str, tmp_path) -> None:
     assert blackbox.capabilities.input_gradients
     with pytest.raises(ConfigError, match="pretrained"):
         timm.create_model(name, pretrained=True)
-    with pytest.raises(CheckpointError, match="width 6"):
-        build_classifier(ClassifierCard(preparation, ["a", "b"], architecture=name, architecture_args={"width": 6}))
+    with pytest.raises(CheckpointError, match="width 1"):
+        build_classifier(ClassifierCard(preparation, ["a", "b"], architecture=name, architecture_args={"width": 1}))
 
 
 def test_places_start_equal_and_can_learn_to_look_at_the_middle() -> None:
@@ -53,13 +53,9 @@ def reach(network: torch.nn.Module, place: tuple[int, int], size: int = 64) -> t
 
 
 def test_a_place_of_a_bagnet_sees_17_pixels() -> None:
-    network = bagnet.BagNet(width=4)
-    for module in network.modules():
-        if isinstance(module, torch.nn.GroupNorm):  # its statistics see everything; the convolutions do not
-            module.forward = lambda x: x
-    seen = reach(network, (8, 8))
-    assert int(seen.any(0).sum()) <= 17
-    assert int(seen.any(1).sum()) <= 17
+    seen = reach(bagnet.BagNet(width=4), (8, 8))
+    assert int(seen.any(0).sum()) == 17
+    assert int(seen.any(1).sum()) == 17
 
 
 def test_with_other_norms_it_is_what_a_plain_stack_gives() -> None:

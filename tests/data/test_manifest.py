@@ -259,3 +259,23 @@ def test_rows_are_immutable() -> None:
     row = Manifest(rows_of([("P", 1, "train")])).split("train")[0]
     with pytest.raises(dataclasses.FrozenInstanceError):
         row.split = "test"  # type: ignore[misc]
+
+
+def test_a_manifest_of_test_rows_alone_is_not_split_anew() -> None:
+    rows = [ManifestRow(Path(f"/scans/{i}"), f"P{i}", 1, "test") for i in range(40)]
+    assert len(Manifest(rows).redrawn(3).split("test")) == 40
+    mixed = [*rows, ManifestRow(Path("/scans/x"), "X", 1, "train")]
+    assert len(Manifest(mixed).redrawn(3).split("test")) < 40
+
+
+def test_tilt_is_allowed_row_by_row(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").touch()
+    (tmp_path / "b.npz").touch()
+    path = tmp_path / "m.csv"
+    path.write_text("path,patient,label,split,allow_tilt\na.npz,A,0,test,1\nb.npz,B,0,test,\n")
+    read = Manifest.read(path)
+    assert [row.allow_tilt for row in read.split("test")] == [True, False]
+    assert read.write(tmp_path / "again.csv").read_text().splitlines()[1].endswith(",1")
+    path.write_text("path,patient,label,split,allow_tilt\na.npz,A,0,test,yes\n")
+    with pytest.raises(ConfigError, match=r"line 2: allow_tilt 'yes': expected 1, 0 or blank"):
+        Manifest.read(path)

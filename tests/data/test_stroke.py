@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from diffcf.cards import Preparation, Window
@@ -193,3 +195,20 @@ def test_settings_that_cannot_be_meant(whole: Path, table: Path, tmp_path: Path)
     table.write_bytes(TABLE.replace("P4", "Müller").encode("latin-1"))
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
         stroke.write_stroke(whole, table, out)
+
+
+def test_tilted_scans_are_taken_where_that_is_said(source: Path, table: Path, tmp_path: Path, capsys) -> None:
+    for path in sorted((source / "s1").iterdir()):
+        dataset = pydicom.dcmread(path)
+        dataset.GantryDetectorTilt = 15
+        dataset.save_as(path)
+    given = ["--source", str(source), "--table", str(table), "--slices", "3", "--out"]
+    assert stroke.main([*given, str(tmp_path / "a")]) == 3
+    assert "a manifest's column" in " ".join(capsys.readouterr().err.split())
+    assert stroke.main([*given, str(tmp_path / "b"), "--allow-tilt"]) == 0
+    rows = list(rows_of(Manifest.read(tmp_path / "b" / "manifest.csv")).values())
+    assert all(row.allow_tilt for row in rows)
+    brain = Preparation(Window(40, 80), size=8, slices=3, field="resize", spacing=None)
+    assert ScanDataset(rows, brain).images.shape == (5, 3, 1, 8, 8)
+    with pytest.raises(ScanError, match="gantry tilt"):
+        ScanDataset([dataclasses.replace(row, allow_tilt=False) for row in rows], brain)

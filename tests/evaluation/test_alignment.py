@@ -158,7 +158,12 @@ def test_methods_may_be_judged_beside_marks_of_their_own(run) -> None:
 
 def test_where_a_seed_has_no_case_there_is_no_deviation(alignment: ModuleType, scene, tmp_path: Path) -> None:
     """A seed whose every change is nothing still has its row."""
-    known = {"accuracy": np.ones(SCANS), "score": np.linspace(0, 1, SCANS), "chance": np.full(SCANS, 0.25)}
+    known = {
+        "accuracy": np.ones(SCANS),
+        "positive": np.arange(SCANS) % 2.0,
+        "score": np.linspace(0, 1, SCANS),
+        "chance": np.full(SCANS, 0.25),
+    }
     known["reversal_accuracy"] = known["accuracy"]
     seeds = [known | {"change_precision": np.full(SCANS, value)} for value in (0.5, math.nan)]
     row = alignment.row_of("inside", seeds, scene, configure(alignment, tmp_path), None)
@@ -172,7 +177,20 @@ def test_figures_are_means_over_the_seeds_that_have_them(alignment: ModuleType) 
     seeds = [{"a": np.array([1.0, nan, nan])}, {"a": np.array([0.0, 0.5, nan])}]
     np.testing.assert_array_equal(alignment.over_seeds(seeds)["a"], [0.5, 0.5, nan])
     assert alignment.lift(np.array([0.5, nan, 1.0]), np.array([0.25, 9.0, 0.5])) == 2
-    assert math.isnan(alignment.scored("auc", np.array([1, 1]), np.array([0.2, 0.3])))
+
+
+def test_scores_of_several_classes(alignment: ModuleType) -> None:
+    """AUC is of the last class against all others; classes count equally in the balanced accuracy."""
+    label, at = np.array([0, 0, 0, 1, 2]), np.arange(5)
+    cases = {
+        "accuracy": np.array([1.0, 1, 0, 1, 0]),
+        "positive": np.array([0.0, 0, 0, 0, 1]),
+        "score": np.array([0.1, 0.2, 0.3, 0.9, 0.5]),
+    }
+    assert alignment.scored("auc", label, cases, at) == 0.75
+    assert alignment.scored("balanced_accuracy", label, cases, at) == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert math.isnan(alignment.scored("auc", label, cases, at[:4]))
+    assert math.isnan(alignment.scored("balanced_accuracy", label, cases, at[:3]))
 
 
 @pytest.mark.parametrize(

@@ -47,5 +47,8 @@ def test_runs_of_other_data_are_refused(tuning, tmp_path: Path) -> None:
     runs = {"ours": {"1": card(tmp_path / "a", 0.7, 0.6), "2": card(tmp_path / "b", 0.8, 0.5, data="others")}}
     with pytest.raises(ConfigError, match="differ in data"):
         tuning.main(tuning.Config("toys", runs, "ours", out=tmp_path))
+    kept = {"ours": {"1": card(tmp_path / "c", 0.7, 0.6, select="accuracy")}}
+    with pytest.raises(ConfigError, match="kept its weights by accuracy, and auc is compared"):
+        tuning.main(tuning.Config("toys", kept, "ours", out=tmp_path))
     with pytest.raises(ConfigError, match="no method 'mine'"):
         tuning.main(tuning.Config("toys", runs, "mine", out=tmp_path))

@@ -93,6 +93,8 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     codes, values = rated(40)
     with pytest.raises(ConfigError, match="light never vary"):
         AttributeDirections.fit(NAMES, codes, values * torch.tensor([1.0, 0, 1]), (codes, values), "")
+    with pytest.raises(ConfigError, match="round never vary in the held-out scans"):
+        AttributeDirections.fit(NAMES, codes, values, (codes, values * torch.tensor([1.0, 1, 0])), "")
     with pytest.raises(ConfigError, match="4 rated scans for 3 attributes"):
         AttributeDirections.fit(NAMES, codes[:4], values[:4], (codes, values), "")
 

@@ -78,7 +78,13 @@ def test_noise_levels_keep_their_precision_in_a_half_precision_network() -> None
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"image_size": 18}, "not divisible"), ({"code": "both"}, "global|spatial"), ({"prediction": "x"}, "epsilon")],
+    [
+        ({"image_size": 18}, "not divisible"),
+        ({"code": "both"}, "global|spatial"),
+        ({"prediction": "x"}, "epsilon"),
+        ({"schedule": "Linear"}, "expected linear or cosine"),
+        ({"prediction": "epsilon", "schedule": "cosine"}, "predict v"),
+    ],
 )
 def test_impossible_networks_are_refused(changes, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

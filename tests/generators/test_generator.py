@@ -10,6 +10,7 @@ from tiny_generator import SIZE, tiny
 from diffcf.cards import GeneratorCard, Preparation, Sampling
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.generators.generator import DiffusionGenerator, SliceWise, load_generator, save_generator
+from diffcf.generators.space import same_stochastic
 from diffcf.types import Code
 from diffcf.weights import MODEL_WEIGHTS
 
@@ -210,3 +211,18 @@ def test_purification_forgets_what_is_finer_than_its_noise() -> None:
     cleaned = generator.purified(image, seed=0)
     assert cleaned.shape == image.shape
     assert float(cleaned.abs().mean()) < 0.1 * float(image.abs().mean())
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "obelm"])
+def test_the_same_noise_does_not_depend_on_the_neighbours(sampler: str) -> None:
+    """The exact sampler's pair of states depends on the code, that of its own scan."""
+    lifted = SliceWise(made("spatial", sampler=sampler))
+    semantic = lifted.encode_semantic(torch.rand(3, 2, 1, SIZE, SIZE) * 2 - 1)
+    together = same_stochastic(lifted, semantic, 5)
+    torch.testing.assert_close(together[2:], same_stochastic(lifted, semantic[2:], 5))
+    assert torch.allclose(together[0], together[2]) == (sampler == "ddim")
+
+
+def test_a_spacing_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="spacing 'quad'"):
+        made(spacing="quad")

@@ -289,6 +289,25 @@ def test_gauss_newton_solver_of_softmax_reaches_the_minimum(networked) -> None:
     assert torch.allclose(newton, descent, atol=1e-6)
 
 
+def test_gauss_newton_solver_of_several_labels_rests_after_one_step_over_linear_outputs(linear) -> None:
+    """Cross-entropy of five attributes, steep in u and nearly without a price on it: the curve bends far on the way."""
+    case = linear((200,), outputs=5, weight=0.01)
+    with torch.no_grad():
+        case.matrix.mul_(4.2 / 200**0.5)
+    wanted = torch.tensor([[0.05, 0.95, 0.95, 0.05, 0.5]] * 3, dtype=torch.float64)
+    problem = replace(
+        case.problem(SquaredL2()),
+        loss=lambda s: torch.nn.functional.binary_cross_entropy_with_logits(s, wanted[: len(s)], reduction="none").sum(
+            1
+        ),
+        origin=3 * case.origin,
+    )
+    found = Detached()(problem, GaussNewton(steps=1), problem.origin)
+    leaf = found.value.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(problem.whole(leaf).sum(), leaf)
+    assert float(slope.norm(dim=1).max()) < 1e-8
+
+
 def test_halved_steps_settle_where_whole_ones_go_back_and_forth(networked) -> None:
     problem = networked(torch.nn.Tanh(), weight=0.002)
     fitted = {name: value * 4 for name, value in problem.parameters.items()}  # steep, and bent

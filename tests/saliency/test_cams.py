@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from diffcf.cards import ClassifierCard, Preparation
 from diffcf.classifiers.network import build_classifier
 from diffcf.errors import ConfigError
-from diffcf.saliency import GradCAM, GradCAMPlusPlus, HiResCAM, ScoreCAM, half_resolution_layer
+from diffcf.saliency import GradCAM, GradCAMPlusPlus, HiResCAM, InputGradient, ScoreCAM, half_resolution_layer
 from diffcf.saliency.cams import outputs
 
 
@@ -183,3 +183,43 @@ def test_a_network_of_halves_has_no_maps_of_the_image() -> None:
     card = ClassifierCard(Preparation(size=32), ["no", "left", "right", "both"], "timm", "diffcf_mtl7", {"width": 4})
     with pytest.raises(ConfigError, match="looks at parts of the image: 4 of 2 slices"):
         GradCAM()(build_classifier(card), torch.zeros(2, 1, 1, 32, 32))
+
+
+def test_networks_that_keep_channels_last_are_refused() -> None:
+    swin = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "patch_size": 2, "window_size": 4, "img_size": 32}
+    card = ClassifierCard(
+        Preparation(size=32), ["a", "b"], architecture="swin_tiny_patch4_window7_224", architecture_args=swin
+    )
+    classifier, scans = build_classifier(card).eval(), torch.rand(2, 1, 1, 32, 32)
+    for method in (HiResCAM(), ScoreCAM()):
+        with pytest.raises(ConfigError, match="keeps channels last"):
+            method(classifier, scans)
+    with pytest.raises(ConfigError, match="keeps channels last"):
+        half_resolution_layer(classifier, scans)
+
+
+def test_a_layer_that_is_changed_in_place_afterwards_is_read_as_it_was() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(1, 3, 3, padding=1)
+
+        def forward(self, image: Tensor) -> Tensor:
+            maps = self.layer(image[:, 0])
+            maps += 100.0
+            odds = reduce(maps, "b f y x -> b", "sum")
+            return torch.stack([0 * odds, odds], 1)
+
+    classifier, scans = InPlace(), torch.rand(2, 1, 1, 8, 8)
+    with torch.no_grad():
+        expected = classifier.layer(scans[:, 0]).sum(1, keepdim=True).clamp(min=0)[:, None]
+    assert torch.allclose(HiResCAM("layer")(classifier, scans, torch.tensor([1, 1])), expected, atol=1e-5)
+
+
+def test_one_logit_has_no_odds() -> None:
+    class One(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image.flatten(1).sum(1, keepdim=True)
+
+    with pytest.raises(ConfigError, match="one logit"):
+        InputGradient()(One(), torch.rand(2, 1, 1, 8, 8))

@@ -321,6 +321,11 @@ def test_enhanced_multiframe(tmp_path, hounsfield, slices_of, save):
     scan = read_scan(save([whole], tmp_path / "whole") / "000.dcm")
     np.testing.assert_array_equal(scan.volume, hounsfield)
     assert scan.spacing == pytest.approx((2.5, 0.8, 0.7))
+    details = Dataset()
+    details.GantryDetectorTilt = 10
+    whole.SharedFunctionalGroupsSequence[0].CTAcquisitionDetailsSequence = Sequence([details])
+    with pytest.raises(ScanError, match=r"gantry tilt: GantryDetectorTilt \(0018,1120\) is 10"):
+        read_scan(save([whole], tmp_path / "tilted"))
     del whole.PerFrameFunctionalGroupsSequence
     with pytest.raises(ScanError, match=r"000\.dcm \(frame 1\): ImagePositionPatient \(0020,0032\) is missing"):
         read_scan(save([whole], tmp_path / "placeless"))

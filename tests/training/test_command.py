@@ -19,10 +19,19 @@ def test_it_names_no_place_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_
         f"--manifest={tmp_path / 'data' / 'x.csv'}",
         f"--cache={tmp_path / 'secret' / 'cache'}",
         "--seed=1",
+        "--manifests",
+        f"[{tmp_path / 'some' / 'a.csv'}, {tmp_path / 'data' / 'b c.csv'},runs/c.csv]",
+        f"--ways={{ours: {tmp_path / 'gen'}, theirs: runs/gen}}",
+        "--out=../../elsewhere/run",
+        "--agent=~/somebody/agent",
+        "--data=LIDC-IDRI, 32 x 32 crops with/without a nodule",
         "a b",
     ]
     assert command_line(root / "evaluation" / "toy.py", argv=argv) == (
-        "python evaluation/toy.py --config configs/a.yaml --manifest=$DIFFCF_DATA/x.csv --cache=cache --seed=1 'a b'"
+        "python evaluation/toy.py --config configs/a.yaml --manifest=$DIFFCF_DATA/x.csv --cache=cache --seed=1 "
+        "--manifests [a.csv, $DIFFCF_DATA/b c.csv,runs/c.csv] '--ways={ours: gen, theirs: runs/gen}' --out=run "
+        "--agent=agent "
+        "'--data=LIDC-IDRI, 32 x 32 crops with/without a nodule' 'a b'"
     )
 
 

@@ -179,3 +179,9 @@ def test_weights_that_are_split_are_refused(tmp_path, monkeypatch, kind: str) ->
     with pytest.raises(ConfigError, match=f"launched with {kind}, which splits the weights"):
         train(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_accumulated_gradients_are_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(ConfigError, match="gradient_accumulation_steps 4: gradients are not accumulated"):
+        train(tmp_path)

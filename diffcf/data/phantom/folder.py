@@ -90,6 +90,12 @@ def write_scenes(wanted: PhantomSet, out: str | Path) -> Manifest:
         raise ConfigError("a correlation in the test split needs a shortcut; name its kind.")
     if wanted.label == "mark" and wanted.shortcut is None:
         raise ConfigError("labels by the mark need a shortcut; name its kind.")
+    marked = wanted.shortcut is not None and (wanted.shortcut.correlation or wanted.test_correlation)
+    if wanted.label in DRAWN and (marked or wanted.imbalance is not None or wanted.cause == "classes"):
+        raise ConfigError(
+            f"marks, imbalance and causes of both classes follow the disease, and the label is {wanted.label!r}: give "
+            "a shortcut of correlation 0 or none, and leave out the others."
+        )
     if wanted.cause == "classes" and wanted.kind != "nodule":
         raise ConfigError(f"a cause of both classes is known for nodules, not for {wanted.kind}; leave it out.")
     known = ("disease", "mark", *{"nodule": DRAWN, "territory": ("side",)}.get(wanted.kind, ()))

@@ -43,6 +43,22 @@ def test_the_cause_of_both_classes(tmp_path: Path) -> None:
         write_scenes(PhantomSet("fibrosis", 1, cause="classes"), tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shortcut": Shortcut()},
+        {"shortcut": Shortcut(correlation=0), "test_correlation": 0.5},
+        {"imbalance": 0.1},
+        {"cause": "classes"},
+    ],
+)
+def test_what_follows_the_disease_goes_with_no_other_label(tmp_path: Path, wrong: dict) -> None:
+    with pytest.raises(ConfigError, match="follow the disease, and the label is 'texture'"):
+        write_scenes(PhantomSet("nodule", 2, size=32, label="texture", **wrong), tmp_path / "set")
+    made = write_scenes(PhantomSet("nodule", 8, size=32, label="texture", shortcut=Shortcut(correlation=0)), tmp_path)
+    assert {row.label for split in ("train", "val", "test") for row in made.split(split)} == {0, 1}
+
+
 def test_the_territory_of_the_lesion_on_a_models_grid(tmp_path: Path) -> None:
     made = write_scenes(PhantomSet("territory", 12, size=64), tmp_path / "set")
     rows = [row for split in ("train", "val", "test") for row in made.split(split)]
