@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from diffcf.cards import AgentCard, AttributesCard, ClassifierCard, GeneratorCard, Preparation
 from diffcf.counterfactuals import Attributes, Shift, StepSearch, spread_covariance
+from diffcf.counterfactuals.joint import Joint
+from diffcf.counterfactuals.solvers import Adam
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.explain import Explainer, ExplainSettings, check_agent
 from diffcf.generators.attributes import AttributeDirections
-from diffcf.trust import fit_trust
+from diffcf.trust import edit_magnitude, fit_trust
 from diffcf.types import Code
 
 SIZE, SLICES = 8, 2
@@ -253,6 +255,15 @@ def test_a_generator_without_noise_has_no_floor() -> None:
     assert check.passed
     assert check.value == float("inf")
     assert "no noise bounds from below" in check.message
+
+
+def test_a_search_of_both_codes_is_held_against_fresh_noise() -> None:
+    """The noise of one more x_T is 0.01 a pixel, whatever else the code holds."""
+    settings = ExplainSettings(method=Joint(solver=Adam(rate=0.02, steps=30)))
+    found = Explainer(Halves(), Balance(), None, settings).explain(images(1))
+    check = next(check for check in found.trust if check.name == "edit_size")
+    noise = 0.01 * 2**0.5 * 2.063  # of a difference of two; its mean size on the tenth where it is largest
+    assert check.value == pytest.approx(float(edit_magnitude(found.difference)) / noise, rel=0.2)
 
 
 def halves_by_name(folder, generator_hash: str = "") -> Attributes:

@@ -26,6 +26,8 @@ def test_every_method_ends_in_the_same_files(trained, method: str) -> None:
     assert "agent" not in said["provenance"]["models"]
     assert "agent_agreement" not in [check["name"] for check in said["trust"]]
     assert (said["cost"]["generator_backwards"] > 0) == (method != "pixels")
+    edit = next(check["message"] for check in said["trust"] if check["name"] == "edit_size")
+    assert ("another noise seed" in edit) == (method != "pixels")
 
 
 def test_explain_in_attribute_space(attributes, trained) -> None:
