@@ -125,11 +125,8 @@ class GaussNewton(InnerSolver):
                     if not bool(worse.any()):
                         break
                     share = torch.where(worse, share / 2, share)
-                tried = self._error(problem, found - share * move, back, gram)
-                better = tried.norm(dim=1, keepdim=True) < error.norm(dim=1, keepdim=True)
-                if not bool(better.any()):
-                    break  # rounding is all that is left
-                found, error = torch.where(better, found - share * move, found), torch.where(better, tried, error)
+                found = found - share * move
+                error = self._error(problem, found, back, gram)
         if not differentiable:
             return found
         # One more step at the solution carries the whole first derivative (implicit function theorem).
