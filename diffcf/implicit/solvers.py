@@ -115,7 +115,9 @@ class GaussNewton(InnerSolver):
             found = torch.where(found.isfinite(), found, torch.zeros_like(found))
             error = self._error(problem, found, back, gram)
             for _ in range(self.newton):
-                if bool((error.norm(dim=1) <= torch.finfo(error.dtype).eps * (1 + found.norm(dim=1))).all()):
+                # What rounding leaves: the curve is read at back - gram y, whose parts may be much larger than y.
+                parts = found.norm(dim=1) + einsum(gram, found, "b i j, b j -> b i").norm(dim=1) + back.norm(dim=1)
+                if bool((error.norm(dim=1) <= 4 * torch.finfo(error.dtype).eps * (1 + parts)).all()):
                     break
                 move = torch.linalg.solve(self._tangent(problem, found, back, gram), error)
                 share = torch.ones_like(move[:, :1])
