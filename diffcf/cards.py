@@ -22,10 +22,16 @@ class Window:
     """A display window in HU; maps [centre - width/2, centre + width/2] to [-1, 1].
 
     Works on anything with arithmetic (floats, arrays, tensors). `to_unit` does not clip: clip where it is meant.
+
+    Errors: ConfigError for a width that is not above 0.
     """
 
     centre: float = -600.0
     width: float = 1600.0
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ConfigError(f"a window {self.width} wide: expected a width above 0.")
 
     def to_unit(self, hu: Any) -> Any:
         """HU -> window units: (hu - centre) / (width / 2); values outside the window fall outside [-1, 1]."""
@@ -42,6 +48,8 @@ class Preparation:
 
     field "crop": the slice is resampled in its plane to `spacing` mm (null: left at its own) and a square of
     `size` pixels is cut around a centre. field "resize": the whole slice is resized to `size` x `size`.
+
+    Errors: ConfigError for a size or slices below 1, and a spacing that is not above 0.
     """
 
     window: Window = field(default_factory=Window)
@@ -50,6 +58,12 @@ class Preparation:
     field: Literal["crop", "resize"] = "crop"
     spacing: float | None = None
     modality: str = "CT"
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.slices < 1:
+            raise ConfigError(f"size {self.size}, slices {self.slices}: expected 1 or more of each.")
+        if self.spacing is not None and not self.spacing > 0:
+            raise ConfigError(f"spacing {self.spacing}: expected mm above 0, or null for the slice's own.")
 
 
 def unlike(one: Preparation, other: Preparation) -> list[str]:
@@ -71,7 +85,10 @@ def check_alike(one: Preparation, other: Preparation, whose: str) -> None:
 
 @dataclass(frozen=True)
 class ClassifierCard:
-    """What a black box is: architecture, input and classes."""
+    """What a black box is: architecture, input and classes.
+
+    Errors: ConfigError for fewer than two classes, two of the same name, and a std that is not above 0.
+    """
 
     preparation: Preparation
     classes: list[str]
@@ -83,6 +100,12 @@ class ClassifierCard:
     std: float = 1.0
     weights: str = "model.safetensors"
     about: dict[str, Any] = field(default_factory=dict)  # data, terms, training command, figures
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ConfigError(f"std {self.std}: expected a number above 0.")
+        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
+            raise ConfigError(f"classes {self.classes}: expected two or more different names.")
 
 
 @dataclass(frozen=True)
@@ -164,9 +187,15 @@ def parse_card(kind: type[Card], data: Mapping[str, Any], source: str) -> Card:
         likely = [other for other in CARDS if _fits(other, data)]
         mistaken = likely and kind not in likely
         hint = f"It looks like a {likely[0].__name__}: another model's folder? " if mistaken else ""
-        hint += "Put yes, no, on and off in quotes: they are not text in YAML. " if "Got value: " in str(error) else ""
+        said = str(error).rstrip(". ")
+        if said.endswith(("Got value: True", "Got value: False")):
+            hint += "Put yes, no, on and off in quotes: they are not text in YAML. "
+        if "guidance" in data:
+            hint += "It is that of a classifier that reads saliency maps: `diffcf.classifiers.guided` (docs/acat.md). "
+        if '"card.mean"' in said or '"card.std"' in said:
+            hint += "What differs between channels belongs into the network ('Your own classifier'). "
         raise CheckpointError(
-            f"{source} is not a valid {kind.__name__}: {error}. {hint}See EXTENDING.md, 'Cards'."
+            f"{source} is not a valid {kind.__name__}: {said}. {hint}See EXTENDING.md, 'Cards'."
         ) from error
 
 

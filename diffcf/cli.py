@@ -9,17 +9,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import signal
 import sys
-import threading
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from diffcf import __version__
-from diffcf.errors import DiffcfError
+from diffcf.errors import ConfigError, DiffcfError, of_the_system
 from diffcf.options import CheckOptions, DemoOptions, ExplainOptions, InspectOptions
+from diffcf.signals import ended_as_by_ctrl_c
 
 EXIT_CODES = """\
 exit codes:
@@ -128,8 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = COMMANDS[parsed.command]
     values = parsed[parsed.command]
     options = command.options(**{field.name: values[field.name] for field in dataclasses.fields(command.options)})
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end: clean up as after Ctrl-C
+    ended_as_by_ctrl_c()
     try:
         return command.run(options)
     except DiffcfError as error:
@@ -141,6 +139,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `diffcf check ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if parsed.debug:
+            raise
+        print(f"diffcf {parsed.command}: {of_the_system(error)}", file=sys.stderr)
+        return ConfigError.exit_code if isinstance(error, PermissionError) else 1
     except Exception as error:
         if parsed.debug:
             raise

@@ -36,6 +36,14 @@ class ConvergenceError(DiffcfError):
     exit_code = 5
 
 
+def of_the_system(error: OSError) -> str:
+    """What the operating system refuses (permissions, a full disk), in one line."""
+    names = [str(name) for name in (error.filename, error.filename2) if name]
+    said = f"{error.strerror or error}: {', '.join(names)}" if names else str(error.strerror or error)
+    hint = " Give a file or folder that you may use." if isinstance(error, PermissionError) else ""
+    return f"{said}.{hint}"
+
+
 # Exit codes of `diffcf explain` when the explanation was written but must not be taken at face value.
 EXIT_TRUST = 10  # a trust check failed
 EXIT_OUT_OF_DISTRIBUTION = 11  # the scan is unlike what the generator was trained on

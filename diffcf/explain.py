@@ -17,12 +17,11 @@ from diffcf.counterfactuals import (
     Counterfactuals,
     Exemplar,
     ImageScorer,
-    Latent,
     Method,
     Points,
-    Shift,
     StepSearch,
     counterfactual,
+    default_method,
     path,
 )
 from diffcf.counterfactuals.exemplar import EXEMPLARS_NAME
@@ -53,9 +52,11 @@ class ExplainSettings:
     search: how far to go, with the asked probability and the budget of decodings.
     residual_carry: keep in the counterfactual what the decoder cannot reproduce (`Ray`); None is the method's own way.
     batch: scans encoded, decoded and scored at once (as of `counterfactual`).
-    path_points: n of the path.
+    path_points: n of the path, 3 or more.
     full_path: decode its inner frames in full, too, where they would be previews (`diffcf.counterfactuals.path`).
     thresholds: of the trust checks.
+
+    Errors: ConfigError for a method that is a name.
     """
 
     method: Method | None = None
@@ -65,6 +66,13 @@ class ExplainSettings:
     path_points: int = 9
     full_path: bool = False
     thresholds: TrustThresholds = field(default_factory=TrustThresholds)
+
+    def __post_init__(self) -> None:
+        if self.method is not None and not isinstance(self.method, Method):
+            raise ConfigError(
+                f"method {self.method!r}: expected a method such as Latent(); `diffcf.counterfactuals.method_named` "
+                "gives the one of a name."
+            )
 
 
 class Explainer:
@@ -171,6 +179,7 @@ class Explainer:
         not fit the models, and for a target that the black box predicts already, unless more of it is asked for than it
         has.
         """
+        _check_tensor(image)
         batch = image if image.ndim == 5 else image[None]
         if len(batch) != 1:
             raise ConfigError(f"{len(batch)} scans came; explain takes one, explain_batch several.")
@@ -362,22 +371,22 @@ class Explainer:
 
     def _checked(self, images: Tensor) -> Tensor:
         size = self.preparation.size
-        if images.ndim != 5 or images.shape[1] != self.slices or tuple(images.shape[-2:]) != (size, size):
+        _check_tensor(images)
+        if images.ndim != 5 or tuple(images.shape[1:]) != (self.slices, 1, size, size):
             raise ConfigError(
-                f"images of shape {tuple(images.shape)}: expected (b, {self.slices}, c, {size}, {size}), as the "
+                f"images of shape {tuple(images.shape)}: expected (b, {self.slices}, 1, {size}, {size}), as the "
                 "generator's card says; prepare the scan with its preparation and the black box's number of slices."
             )
         if not torch.isfinite(images).all() or float(images.abs().max()) > 1 + 1e-4:
             raise ConfigError("images must be finite and within [-1, 1]; apply the card's window and clip to it.")
-        return images.clamp(-1, 1)
+        return images.clamp(-1, 1).to(next((weight.dtype for weight in self.blackbox.parameters()), images.dtype))
 
 
-def default_method(generator: Any, agent: Any) -> Method:
-    """`Latent` where the generator's code is spatial; for a vector the paper's `Shift`, which needs an agent.
-
-    docs/method.md has the figures behind this choice.
-    """
-    return Latent() if getattr(generator, "spatial", False) or agent is None else Shift()
+def _check_tensor(images: Any) -> None:
+    """Errors: ConfigError for what is no float tensor."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        came = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise ConfigError(f"images are {came}: expected a float32 tensor; torch.from_numpy makes one of an array.")
 
 
 def check_agent(

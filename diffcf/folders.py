@@ -52,6 +52,15 @@ def check_free(folder: Path, ours: Sequence[str], *, overwrite: bool = False) ->
         )
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before the work is done (ConfigError)."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{folder} cannot be made: {there} is a file. Give a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder}: {there} cannot be written to; give a folder that you may write.")
+
+
 @contextmanager
 def whole_folder(folder: Path, ours: Sequence[str], *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name when the block ends, and is removed when it fails.

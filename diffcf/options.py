@@ -53,7 +53,9 @@ class ExplainOptions(RunOptions, ScanOptions):
     classifier: str = option(str, "the black box: a folder, a file or a bundled name (lidc, phantom)", metavar="C")
     card: str | None = option(str | None, "card.yaml of a classifier that is a bare file", None, "CARD")
     generator: str | None = option(str | None, "generator (default: the one beside the classifier)", None, "G")
-    agent: str | None = option(str | None, "agent of this pair (default: the one beside the classifier)", None, "A")
+    agent: str | None = option(
+        str | None, "agent of this pair (default: one beside classifier or generator, if trained for both)", None, "A"
+    )
     onestep: str | None = option(
         str | None, "the generator's one-step decoder (default: the one beside it, if any)", None, "O"
     )

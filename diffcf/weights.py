@@ -53,11 +53,14 @@ def resolve(name: str | Path) -> Path:
 def part_of(name: str | Path, part: Part) -> Path:
     """The folder or file of one part: of a set ("lidc", or a folder that holds the part), or named directly.
 
+    A run folder is such a set, too; that of a classifier holds a `blackbox`.
+
     Errors: CheckpointError where there is neither.
     """
     path = Path(name)
-    if (path / part).is_dir():
-        return path / part
+    for folder in (part, "blackbox") if part == "classifier" else (part,):
+        if (path / folder).is_dir():
+            return path / folder
     if path.is_file() or (path / CARD_NAME).is_file():
         return path
     try:

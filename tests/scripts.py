@@ -13,10 +13,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from jsonargparse import auto_cli
 from tiny_data import write_tiny_data
 
 from diffcf.cli import main
+from diffcf.training.command import read_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,7 +52,7 @@ def run(folder: str, name: str, *more: str, config: str = "") -> Any:
     AcceleratorState._reset_state(reset_partial_state=True)
     module = load(folder, name)
     path = ROOT / "configs" / "tiny" / f"{config or name}.yaml"
-    return module.main(auto_cli(module.Config, as_positional=False, args=["--config", str(path), *more]))
+    return module.main(read_config(module.Config, ["--config", str(path), *more]))
 
 
 def result(folder: Path, name: str, variant: str = "tiny") -> dict[str, Any]:

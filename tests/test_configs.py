@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from jsonargparse import auto_cli
 from scripts import ROOT, load
 
 from diffcf.alignment.loss import Inner
 from diffcf.counterfactuals.joint import Joint
-from diffcf.counterfactuals.methods import Latent, Method, Minimal
+from diffcf.counterfactuals.methods import Latent, LatentShift, Method, Minimal, Pixels, Shift
 from diffcf.counterfactuals.solvers import Adam, GradientDescent, ProximalGradient
 from diffcf.data.phantom.labels import MALIGNANCY
 from diffcf.data.phantom.nodule import DRAWN
@@ -31,6 +30,7 @@ from diffcf.implicit import (
     SubgradientSteps,
     Unrolled,
 )
+from diffcf.training.command import read_config
 
 ALIGN = sorted((ROOT / "configs/align").rglob("*.yaml"))
 ACAT = sorted((ROOT / "configs/acat").rglob("*.yaml"))
@@ -54,7 +54,7 @@ def read(said: dict[str, Any], folder: Path) -> Searches:
     """What a YAML file of this content gives."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(said))
-    config: Any = auto_cli(Searches, as_positional=False, args=["--config", str(path)])
+    config: Any = read_config(Searches, ["--config", str(path)])
     return config
 
 
@@ -104,11 +104,7 @@ def test_settings_without_a_class_are_of_the_default(tmp_path: Path) -> None:
         ({"inner": {"solver": {"class_path": "ProximalSteps", "init_args": {"halvings": 1}}}}, "halvings"),
         ({"inner": {"adjoint": {"class_path": "Detached", "init_args": {"method": "cg"}}}}, "method"),
         ({"inner": {"adjoint": {"class_path": "Distance"}}}, "Distance"),
-        (
-            {"method": {"class_path": "Minimal", "init_args": {"solver": {"class_path": "ProximalGradient"}}}},
-            "Proximal",
-        ),
-        ({"method": {"class_path": "Latent", "init_args": {"solver": {"class_path": "Adam"}}}}, "Adam"),
+        ({"method": {"class_path": "Latent", "init_args": {"solver": {"class_path": "GaussNewton"}}}}, "GaussNewton"),
     ],
 )
 def test_what_is_no_part_is_refused(said: dict[str, Any], refused: str, tmp_path: Path, capsys) -> None:
@@ -125,6 +121,7 @@ def test_what_is_no_part_is_refused(said: dict[str, Any], refused: str, tmp_path
         (Joint, Adam(0.3, 4)),
         (Joint, GradientDescent(0.3, 4)),
         (Latent, ProximalGradient(0.3, 4)),
+        (Latent, Adam(0.3, 4)),
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
@@ -133,6 +130,35 @@ def test_a_named_solver_of_a_search_is_what_comes(method: type, solver: Any, tmp
     assert read({"method": said}, tmp_path).method == method(solver=solver)
     bare = {"class_path": method.__name__, "init_args": {"solver": {"steps": 4}}}
     assert read({"method": bare}, tmp_path).method == method(solver=dataclasses.replace(method().solver, steps=4))
+
+
+@dataclasses.dataclass
+class Default:
+    """Has a default whose settings have the names of others' settings."""
+
+    method: Method = dataclasses.field(default_factory=lambda: Latent(distance_weight=7.0))
+
+
+@pytest.mark.parametrize("method", [Minimal, Pixels, Joint, Shift, LatentShift])
+def test_another_class_begins_with_its_own_defaults(method: type[Method], tmp_path: Path) -> None:
+    name = method.__name__
+    assert read_config(Default, ["--method", name]).method == method()
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"method": {"class_path": "Joint", "init_args": {"asked": 0.6}}}))
+    first = ["--config", str(path)]
+    assert read_config(Default, [*first, "--method", name]).method == (
+        Joint(asked=0.6) if method is Joint else method()
+    )
+    path.with_name("second.yaml").write_text(yaml.safe_dump({"method": {"class_path": name}}))
+    second = [*first, "--config", str(path.with_name("second.yaml"))]
+    assert read_config(Default, second).method == (Joint(asked=0.6) if method is Joint else method())
+
+
+def test_settings_of_the_same_class_are_kept(tmp_path: Path) -> None:
+    assert read_config(Default, ["--method.asked", "0.6"]).method == Latent(distance_weight=7.0, asked=0.6)
+    assert read_config(Default, ["--method", "Pixels", "--method.asked", "0.6"]).method == Pixels(asked=0.6)
+    deep = ["--method.solver.class_path", "Adam", "--method.solver.rate", "0.3"]
+    assert read_config(Default, deep).method == Latent(distance_weight=7.0, solver=Adam(rate=0.3))
 
 
 def check(said: Any, got: Any, default: Any, where: str) -> None:
@@ -151,7 +177,7 @@ def check(said: Any, got: Any, default: Any, where: str) -> None:
             made = defaults[key].default_factory
             own = None if made is dataclasses.MISSING else made()  # type: ignore[misc]
             check(value, getattr(got, key), own, f"{where}.{key}")
-        # jsonargparse keeps settings of the same name when a file changes a class.
+        # What was not said is the class's own default, whatever class an earlier file named.
         for key in (defaults.keys() - given.keys()) if named and type(default) is not type(got) else ():
             assert getattr(got, key) == getattr(type(got)(**{k: getattr(got, k) for k in given}), key), f"{where}.{key}"
     elif isinstance(said, list):
@@ -165,9 +191,7 @@ def check(said: Any, got: Any, default: Any, where: str) -> None:
 def read_whole(script: ModuleType, path: Path, before: Sequence[Path] = ()) -> Any:
     """The config of a file, read after others, whose every setting is checked."""
     files = [part for one in (*before, path) for part in ("--config", str(one))]
-    got, *earlier = (
-        auto_cli(script.Config, as_positional=False, args=files[:end]) for end in (len(files), 2 * len(before)) if end
-    )
+    got, *earlier = (read_config(script.Config, files[:end]) for end in (len(files), 2 * len(before)) if end)
     for key, said in yaml.safe_load(path.read_text()).items():
         check(said, getattr(got, key), getattr(earlier[0], key) if earlier else None, f"{path.name}.{key}")
     return got
@@ -197,7 +221,7 @@ def test_a_distance_changes_the_search_and_nothing_else(name: str) -> None:
     """Paper 001, Table 7: what differs between its rows is the distance, and what it needs."""
     script, base = load("train", "align"), ROOT / "configs/align/lidc.yaml"
     files = ["--config", str(base), "--config", str(ROOT / f"configs/align/distances/{name}.yaml")]
-    plain, other = (auto_cli(script.Config, as_positional=False, args=part) for part in (files[:2], files))
+    plain, other = (read_config(script.Config, part) for part in (files[:2], files))
     assert (type(other.method.inner.distance) is L1) == name.startswith("l1")
     assert (other.method.inner.scaled != "no") == name.endswith("scaled")
     assert dataclasses.replace(other.method, inner=plain.method.inner) == plain.method
@@ -207,7 +231,7 @@ def test_a_distance_changes_the_search_and_nothing_else(name: str) -> None:
 def test_the_hierarchy_of_phantoms_cuts_what_their_label_is_drawn_from_at_its_middle() -> None:
     written = [ROOT / "configs/align/phantom_nodule.yaml", ROOT / "configs/align/methods/hierarchical_phantom.yaml"]
     files = [part for path in written for part in ("--config", str(path))]
-    config = auto_cli(load("train", "align").Config, as_positional=False, args=files)
+    config = read_config(load("train", "align").Config, files)
     assert set(config.attributes.names) == set(MALIGNANCY.terms)
     assert config.attributes.above == {name: DRAWN[name][0] for name in config.attributes.names}
     assert config.architecture_args["attributes"] == config.attributes.names

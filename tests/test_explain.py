@@ -216,11 +216,25 @@ def test_a_region_holds_the_change() -> None:
         (2 * torch.ones(1, SLICES, 1, SIZE, SIZE), "window"),
         (torch.nan * images(1), "finite"),
         (images(2), "explain_batch"),
+        (images(1).expand(-1, -1, 3, -1, -1), r"expected \(b, 2, 1, 8, 8\)"),
+        (images(1).numpy(), "images are ndarray: expected a float32 tensor"),
+        (images(1).long(), "images are torch.int64"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(image: Tensor, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         explainer().explain(image)
+
+
+def test_double_precision_is_taken_as_single() -> None:
+    found, same = (explainer().explain(image) for image in (images(1).double(), images(1)))
+    assert found.counterfactual.dtype == torch.float32
+    assert torch.equal(found.counterfactual, same.counterfactual)
+
+
+def test_a_method_is_no_name() -> None:
+    with pytest.raises(ConfigError, match="method_named"):
+        ExplainSettings(method="latent")  # pyright: ignore[reportArgumentType]
 
 
 def test_the_metric_changes_the_direction_not_the_answer() -> None:

@@ -23,7 +23,7 @@ from rich.progress import Progress
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from diffcf.cards import ClassifierCard, Preparation
+from diffcf.cards import CARD_NAME, ClassifierCard, Preparation
 from diffcf.classifiers.blackbox import save_blackbox
 from diffcf.classifiers.network import build_classifier
 from diffcf.data.dataset import ScanDataset
@@ -59,6 +59,7 @@ class Config:
         learning_rate, weight_decay: of AdamW; the rate is reached after `warmup` epochs, then falls to 0.
         ema: decay of the averaged weights, which are validated and written; 0 averages none.
         data, terms: of what it was trained on, for the card. seed: of folds, initialisation, order and views.
+        overwrite: replace a black box that is in OUT already.
     """
 
     out: Path
@@ -86,6 +87,7 @@ class Config:
     data: str = ""
     terms: str = ""
     seed: int = 0
+    overwrite: bool = False
 
 
 def load(rows: list[ManifestRow], config: Config, part: str) -> ScanDataset:
@@ -105,6 +107,10 @@ def judge(classifier: nn.Module, scans: ScanDataset, config: Config, device: tor
 
 def fit(accelerator: Accelerator, config: Config, parts: tuple[list, list], out: Path) -> dict[str, float]:
     """Train on the first part, keep the epoch that is best on the second, write OUT/blackbox; returns its figures."""
+    if not config.overwrite and (out / "blackbox" / CARD_NAME).exists():
+        raise ConfigError(
+            f"{out / 'blackbox'} holds a black box already: give another --out, or --overwrite true to replace it."
+        )
     set_seed(config.seed)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     with accelerator.main_process_first():  # the others find the cut fields on disk

@@ -23,7 +23,6 @@ from diffcf.classifiers.network import (
     SlicedClassifier,
     TimmNetwork,
     build_network,
-    check_card,
     load_weights,
     probe,
 )
@@ -96,11 +95,9 @@ def load_blackbox(source: str | Path, card: str | Path | None = None) -> BlackBo
     source: folder or bundled name with `card.yaml` and weights, a set ("lidc") that holds a `classifier`, or a bare
     file of weights. card: of a bare file; where it is not given, a card beside the file that names it is taken.
 
-    Errors: CheckpointError where weights or card are missing, do not fit each other, or would have to be unpickled;
-    ConfigError for a card that no classifier can have.
+    Errors: CheckpointError where weights or card are missing, do not fit each other, or would have to be unpickled.
     """
     made, weights = _find(source, card)
-    check_card(made)
     if made.format == "export":
         network: Network = _checked_export(load_exported(weights), made, weights)
     else:
@@ -204,7 +201,8 @@ def _checked_export(network: ExportedNetwork, card: ClassifierCard, weights: Pat
     if any(side not in (None, asked) for side, asked in zip(network.shape, expected, strict=True)):
         raise CheckpointError(
             f"{weights} takes pictures of {_sides(network.shape)}, but its card says {_sides(expected)} "
-            "(slices x size x size); correct the card or export the model again."
+            "(slices x size x size); correct the card or export the model again. One that takes colour pictures is "
+            "exported in a wrapper that repeats the grey one (EXTENDING.md, 'Your own classifier')."
         )
     if card.slice_mode == "concatenate":
         raise CheckpointError(

@@ -93,7 +93,8 @@ class ConvAgent(ModelMixin, ConfigMixin):
     def covariance(self, gradient: Tensor) -> Tensor:
         """No metric of patterns: this agent is not affine. Raises ConfigError."""
         raise ConfigError(
-            "a convolutional agent has no pattern, which is a linear agent's; take the method 'latent', or Shift with "
+            "a convolutional agent has no pattern, which is a linear agent's, over a global code (`--generator "
+            "lidc-global`); take the method 'latent', or Shift with "
             "metric 'spread'."
         )
 

@@ -20,6 +20,7 @@ import torch
 from einops import repeat
 from torch import Tensor, fx, nn
 
+from diffcf.classifiers.network import two_logits
 from diffcf.errors import CheckpointError
 
 NAME = re.compile(r"[\w.]+")
@@ -34,6 +35,7 @@ ARITHMETIC = re.compile(
 TEXT = re.compile(r"[\w .,+>*-]*")
 NUMBER = re.compile(r"-?Infinity|NaN")  # what JSON itself cannot say
 TREE_WORDS = {"builtins.tuple", "builtins.list", "builtins.dict", "null", "[]"}
+PROBABILITIES = ("sigmoid", "softmax", "log_softmax", "log_sigmoid", "safe_softmax")
 FIXED = {"archive_format": b"pt2", "archive_version": b"0", "byteorder": b"little", ".data/version": b"3\n"}
 PROGRAM, SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
 TENSORS = {"weights": re.compile(r"weight_\d+"), "constants": re.compile(r"tensor_\d+")}
@@ -41,6 +43,8 @@ TENSORS = {"weights": re.compile(r"weight_\d+"), "constants": re.compile(r"tenso
 
 class ExportedNetwork(nn.Module):
     """An exported program over pictures "b c h w" as a network with a linear head, where it ends in one.
+
+    A single logit z, as trained with a sigmoid, becomes the two (0, z), whose softmax is the sigmoid of z.
 
     batch: what the program was exported for; None takes any. Other batches are cut up and filled, sample by sample the
     same. shape: (c, h, w), None where it takes any.
@@ -53,7 +57,9 @@ class ExportedNetwork(nn.Module):
         if dtype != torch.float32:
             raise CheckpointError(f"{source} takes {dtype}; export a model that takes float32.")
         module = cast(fx.GraphModule, program.module(check_guards=False))
-        self.head = _split_head(module)
+        _check_logits(module, source)
+        head = _split_head(module)
+        self.head = head if head is None else two_logits(head)
         self.module = module
 
     def features(self, picture: Tensor) -> Tensor:
@@ -63,7 +69,8 @@ class ExportedNetwork(nn.Module):
     def forward(self, picture: Tensor) -> Tensor:
         """Logits, "b c h w" -> "b k"."""
         found = self._run(picture)
-        return found if self.head is None else self.head(found)
+        logits = found if self.head is None else self.head(found)
+        return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1:] == (1,) else logits
 
     def _run(self, picture: Tensor) -> Tensor:
         if self.batch is None or len(picture) == self.batch:
@@ -214,6 +221,17 @@ def _check_inference(program: torch.export.ExportedProgram, source: str) -> None
         where = ", ".join(training[:3]) or "it changes its own buffers"
         raise CheckpointError(
             f"{source} was exported in training mode ({where}): call model.eval() before torch.export.export."
+        )
+
+
+def _check_logits(module: fx.GraphModule, source: str) -> None:
+    (output,) = module.graph.find_nodes(op="output")
+    (last,) = output.all_input_nodes
+    operator = str(last.target).removeprefix("aten.").split(".")[0].strip("_")
+    if operator in PROBABILITIES:
+        raise CheckpointError(
+            f"{source} ends in {operator}, so it returns probabilities or their logarithms: expected logits. Export "
+            "the network without that layer."
         )
 
 

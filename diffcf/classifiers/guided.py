@@ -21,7 +21,6 @@ from diffcf.classifiers.guides import Dropout, Guidance, SelfAttention, SpatialA
 from diffcf.classifiers.network import (
     SlicedClassifier,
     TimmNetwork,
-    check_card,
     load_state,
     load_weights,
     normalised,
@@ -51,7 +50,6 @@ class GuidedClassifier(nn.Module):
 
     def __init__(self, card: ClassifierCard, guidance: Guidance) -> None:
         super().__init__()
-        check_card(card)
         if card.preparation.slices > 1 and card.slice_mode != "average":
             raise ConfigError(
                 f"slice_mode {card.slice_mode!r} with {card.preparation.slices} slices: a guided classifier reads one "

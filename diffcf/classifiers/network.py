@@ -47,16 +47,16 @@ class TimmNetwork(nn.Module):
         super().__init__()
         self.channels = channels
         self.net: Any = _create(card, channels)
-        self._end_name = _found_end(self.net, card, channels)
+        self.end_name = _found_end(self.net, card, channels)
         head = self.head
         if slices_in_head > 1 and head is not None:
             wider = nn.Linear(head.in_features * slices_in_head, head.out_features, bias=head.bias is not None)
-            self.net.set_submodule(cast(str, self._end_name), wider)
+            self.net.set_submodule(cast(str, self.end_name), wider)
 
     @property
     def end(self) -> nn.Module | None:
         """The module that turns features "b f" into logits "b k"; None where timm's `forward_head` ends in none."""
-        return None if self._end_name is None else self.net.get_submodule(self._end_name)
+        return None if self.end_name is None else self.net.get_submodule(self.end_name)
 
     @property
     def head(self) -> nn.Linear | None:
@@ -152,11 +152,10 @@ def build_network(card: ClassifierCard) -> TimmNetwork:
     """An untrained network of a card with format timm, wide enough for the card's slices.
 
     Errors: CheckpointError for an architecture that timm does not have, or that does not take this input; ConfigError
-    for another format and a card that no classifier can have.
+    for another format.
     """
     if card.format != "timm":
         raise ConfigError(f"format {card.format!r} cannot be built anew, only loaded; use format timm.")
-    check_card(card)
     slices = card.preparation.slices
     return TimmNetwork(
         card,
@@ -170,19 +169,35 @@ def build_classifier(card: ClassifierCard) -> SlicedClassifier:
     return SlicedClassifier(build_network(card), card)
 
 
-def check_card(card: ClassifierCard) -> None:
-    """Refuse values that no classifier can have (ConfigError)."""
-    if not card.std > 0:
-        raise ConfigError(f"the card's std is {card.std}; expected a positive number.")
-    if len(card.classes) < 2 or len(set(card.classes)) < len(card.classes):
-        raise ConfigError(f"the card's classes are {card.classes}; expected two or more different names.")
-    if card.preparation.slices < 1 or card.preparation.size < 1 or not card.preparation.window.width > 0:
-        raise ConfigError(f"{card.preparation}: slices and size must be at least 1, and the window's width above 0 HU.")
-
-
 def load_weights(network: TimmNetwork, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy a state dict into a timm network. Errors: as `load_state`."""
-    load_state(network.net, unwrapped(tensors), source)
+    """Copy a state dict into a timm network; of one with a single logit, for two classes, as `two_logits` has it.
+
+    Errors: as `load_state`.
+    """
+    tensors = dict(unwrapped(tensors))
+    head = network.head
+    if head is not None and head.out_features == 2:
+        for name in (f"{network.end_name}.weight", f"{network.end_name}.bias"):
+            if name in tensors and len(tensors[name]) == 1:
+                tensors[name] = after_zero(tensors[name])
+    load_state(network.net, tensors, source)
+
+
+def two_logits(head: nn.Linear) -> nn.Linear:
+    """A linear head with a single logit z, as trained with a sigmoid, as one with (0, z): the same probabilities.
+
+    Any other head as it is.
+    """
+    if head.out_features != 1:
+        return head
+    both = nn.Linear(head.in_features, 2, bias=head.bias is not None)
+    both.load_state_dict({name: after_zero(value) for name, value in head.state_dict().items()})
+    return both
+
+
+def after_zero(row: Tensor) -> Tensor:
+    """A row of zeros before the only one, "1 ..." -> "2 ..."."""
+    return torch.cat([torch.zeros_like(row), row])
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

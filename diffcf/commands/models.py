@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffcf.cards import CARD_NAME, AgentCard, read_card
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.options import ExplainOptions
-from diffcf.weights import onestep_beside, part_of
+from diffcf.weights import content_hash, onestep_beside, part_of
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,10 @@ class Models:
 
 
 def find_models(options: ExplainOptions) -> Models:
-    """The classifier that the options name, with the generator and agent they name or that lie beside it.
+    """The classifier that the options name, with the generator they name or that lies beside it.
 
-    The one-step decoder is the one they name, or the one beside the generator.
+    The agent is the one they name, or one beside the classifier or the generator that was trained for this pair; one of
+    another pair is none. The one-step decoder is the one they name, or the one beside the generator.
 
     Errors: CheckpointError for a name that is nothing; ConfigError, with the remedy, where no generator lies beside the
     classifier, or no agent and the method needs one.
@@ -46,32 +49,34 @@ def find_models(options: ExplainOptions) -> Models:
             "and give --generator runs/generator."
         )
     onestep = part_of(options.onestep, "onestep") if options.onestep else onestep_beside(generator)
-    agent = part_of(options.agent, "agent") if options.agent else _agent_beside(beside, generator)
-    if not agent.is_dir() and not options.agent and not _follows_agent(options.method, generator):
-        return Models(classifier, generator, None, onestep)
-    if not agent.is_dir():
+    if options.agent:
+        return Models(classifier, generator, part_of(options.agent, "agent"), onestep)
+    places = [place / "agent" for place in dict.fromkeys((beside, generator.absolute().parent))]
+    found = [place for place in places if (place / CARD_NAME).is_file()]
+    agent = next((place for place in found if _belongs(place, classifier, options.card, generator)), None)
+    if agent is None and _follows_agent(options.method, generator):
+        others = (
+            f"that of {' and '.join(map(str, found))} is of another pair" if found else f"{places[0]} does not exist"
+        )
         raise ConfigError(
-            f"no agent beside the classifier ({agent} does not exist): give --agent, or train one for this classifier "
-            "and generator (no labels needed):\n"
+            f"no agent for this classifier and generator beside them ({others}): give --agent, or train one (no labels "
+            "needed):\n"
             f"  accelerate launch train/agent.py --config configs/agent/lidc_l1.yaml --classifier {options.classifier} "
             f"--generator {options.generator or generator} --manifests '[MANIFEST.csv]' "
             "--data 'what they are' --terms 'whose they are' --out runs/agent\n"
             "and give --agent runs/agent/agent."
         )
+    if places[0] in found and places[0] != agent:
+        print(f"the agent {places[0]} is of another classifier or generator, and is not used", file=sys.stderr)
     return Models(classifier, generator, agent, onestep)
 
 
-def _agent_beside(classifiers: Path, generator: Path) -> Path:
-    """The agent beside the classifier or the generator, whichever was trained over this generator."""
-    from diffcf.cards import AgentCard, read_card
-    from diffcf.weights import content_hash
-
-    places = [place / "agent" for place in dict.fromkeys((classifiers, generator.absolute().parent))]
-    found = [place for place in places if (place / "card.yaml").is_file()]
-    for place in found if len(found) > 1 else ():
-        if read_card(AgentCard, place).generator_hash == content_hash(generator):
-            return place
-    return found[0] if found else places[0]
+def _belongs(agent: Path, classifier: Path, card: str | None, generator: Path) -> bool:
+    """Whether an agent was trained for this classifier, with `card` where it is a bare file, over this generator."""
+    known = read_card(AgentCard, agent)
+    return known.generator_hash == content_hash(generator) and known.blackbox_hash == content_hash(
+        classifier, card=card
+    )
 
 
 def _follows_agent(method: str | None, generator: Path) -> bool:

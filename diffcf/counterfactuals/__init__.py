@@ -5,7 +5,7 @@ from diffcf.counterfactuals.carry import Gate
 from diffcf.counterfactuals.direction import class_score, shift_direction, spread_covariance
 from diffcf.counterfactuals.exemplar import Exemplar, Exemplars
 from diffcf.counterfactuals.joint import Joint
-from diffcf.counterfactuals.methods import Latent, LatentShift, Method, Minimal, Pixels, Shift
+from diffcf.counterfactuals.methods import Latent, LatentShift, Method, Minimal, Pixels, Shift, default_method
 from diffcf.counterfactuals.names import METHODS, method_named
 from diffcf.counterfactuals.ray import Points, Ray
 from diffcf.counterfactuals.scorers import AgentScorer, ImageScorer
@@ -37,6 +37,7 @@ __all__ = [
     "Trim",
     "class_score",
     "counterfactual",
+    "default_method",
     "diverse",
     "find_step",
     "method_named",

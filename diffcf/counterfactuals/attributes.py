@@ -12,7 +12,7 @@ from torch import Tensor
 from diffcf.counterfactuals.methods import Method, Proposal, weights
 from diffcf.counterfactuals.objective import Loss, Objective
 from diffcf.counterfactuals.ray import Ray
-from diffcf.counterfactuals.solvers import ProximalGradient
+from diffcf.counterfactuals.solvers import ProximalGradient, Solver
 from diffcf.counterfactuals.steps import StepSearch
 from diffcf.distances import L1
 from diffcf.generators.attributes import AttributeDirections, AttributeSpace
@@ -39,7 +39,7 @@ class Attributes(Method):
     asked: float = 0.9
     tried: int = 6
     rounds: int = 2
-    solver: ProximalGradient = field(default_factory=lambda: ProximalGradient(steps=60))
+    solver: Solver = field(default_factory=lambda: ProximalGradient(steps=60))
 
     def space(self, generator: Any) -> AttributeSpace:
         """The attributes that are not frozen, as the code."""

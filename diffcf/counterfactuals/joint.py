@@ -10,7 +10,7 @@ from torch import Tensor
 from diffcf.counterfactuals.methods import Method, Proposal, weights
 from diffcf.counterfactuals.objective import Loss, Objective
 from diffcf.counterfactuals.ray import Ray
-from diffcf.counterfactuals.solvers import Adam, GradientDescent
+from diffcf.counterfactuals.solvers import Adam, Solver
 from diffcf.counterfactuals.steps import StepSearch
 from diffcf.distances import SquaredL2
 from diffcf.generators.joint import JointSpace
@@ -27,7 +27,7 @@ class Joint(Method):
 
     distance_weight: float = 1e-3
     asked: float = 0.9
-    solver: GradientDescent | Adam = field(default_factory=lambda: Adam(rate=0.02, steps=20))
+    solver: Solver = field(default_factory=lambda: Adam(rate=0.02, steps=20))
 
     def space(self, generator: Any) -> Any:
         """Both codes as one."""

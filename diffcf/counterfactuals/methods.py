@@ -19,7 +19,7 @@ from diffcf.counterfactuals.carry import Gate
 from diffcf.counterfactuals.direction import Covariance, Score, class_score, shift_direction, spread_covariance
 from diffcf.counterfactuals.objective import Loss, Objective, gradient
 from diffcf.counterfactuals.ray import Ray, probability_of
-from diffcf.counterfactuals.solvers import Adam, GradientDescent, ProximalGradient
+from diffcf.counterfactuals.solvers import Adam, ProximalGradient, Solver
 from diffcf.counterfactuals.steps import StepSearch
 from diffcf.distances import L1, GroupL1, per_sample
 from diffcf.generators.pixels import PixelGenerator
@@ -147,7 +147,7 @@ class Latent(Method):
     other_weight: float = 1.0
     asked: float = 0.9
     agent_steps: int = 100
-    solver: ProximalGradient = field(default_factory=lambda: ProximalGradient(steps=30))
+    solver: Solver = field(default_factory=lambda: ProximalGradient(steps=30))
     share: float = 0.0
 
     diverse: ClassVar[bool] = True
@@ -173,7 +173,7 @@ class Latent(Method):
             return loss(ray.agent_logits(value * scale), target[index]) + self._likeness(ray, value, index)
 
         objective = replace(self.objective(ray, target, search), loss_at=of_agent)
-        return replace(self.solver, steps=self.agent_steps)(objective, objective.origin).value
+        return ProximalGradient(steps=self.agent_steps)(objective, objective.origin).value
 
     def objective(self, ray: Ray, target: Tensor, search: StepSearch) -> Objective:
         """Black box and agent together, over standardised codes."""
@@ -198,6 +198,14 @@ class Latent(Method):
         return self.other_weight * along
 
 
+def default_method(generator: Any, agent: Any) -> Method:
+    """`Latent` where the generator's code is spatial; for a vector the paper's `Shift`, which needs an agent.
+
+    docs/method.md has the figures behind this choice.
+    """
+    return Latent() if getattr(generator, "spatial", False) or agent is None else Shift()
+
+
 @dataclass(frozen=True)
 class Minimal(Method):
     """Paper 002, section 3.2: the smallest change by bisection on the weight of the distance.
@@ -208,7 +216,7 @@ class Minimal(Method):
     raised, any other is lowered. The paper's lambda multiplies the loss and is 1 / `distance_weight`.
     """
 
-    solver: GradientDescent | Adam = field(default_factory=lambda: Adam(rate=0.05, steps=30))
+    solver: Solver = field(default_factory=lambda: Adam(rate=0.05, steps=30))
     lowest: float = 1e-3
     highest: float = 1e2
     rounds: int = 5
@@ -251,7 +259,7 @@ class Pixels(Method):
 
     distance_weight: float = 0.02
     asked: float = 0.9
-    solver: ProximalGradient = field(default_factory=lambda: ProximalGradient(steps=150))
+    solver: Solver = field(default_factory=lambda: ProximalGradient(steps=150))
 
     residual_carry: ClassVar[bool] = False
 

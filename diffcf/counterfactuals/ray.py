@@ -94,12 +94,15 @@ class Ray:
             )
         if roi is not None and roi.shape[:2] + roi.shape[3:] != image.shape[:2] + image.shape[3:]:
             raise ConfigError(f"a region of shape {tuple(roi.shape)} for images of {tuple(image.shape)}.")
+        if roi is not None and not bool(((roi == 0) | (roi == 1)).all()):  # NaN is neither
+            raise ConfigError("a region holds NaN or values other than 0 and 1; give (mask > 0).")
         if roi is not None and not bool(roi.flatten(1).any(1).all()):
             raise ConfigError("a region where nothing may change: it does not reach the field of every scan.")
         self.factual = image
         self.residual_carry = residual_carry
         self.agent, self.blackbox, self.batch, self.others = agent, blackbox, batch, tuple(others)
-        self.generator, self._gate, self._carried = generator, gate, roi
+        self.generator, self._gate = generator, gate
+        self._carried = None if roi is None else roi.to(image)
         self.iterates: list[Tensor] | None = [] if record else None  # codes "b s ..."
         self.effort = Effort.none(len(image))
         everyone = torch.arange(len(image))

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from diffcf.counterfactuals.methods import Method, ProbabilitiesAt, Proposal, Shift
+from diffcf.counterfactuals.methods import Method, ProbabilitiesAt, Proposal, default_method
 from diffcf.counterfactuals.ray import Points, Ray, probability_of
 from diffcf.counterfactuals.steps import StepFound, StepSearch, find_step
 from diffcf.errors import ConfigError
@@ -99,7 +99,7 @@ def counterfactual(
     """Find a point where the black box gives `target` the asked probability.
 
     image: "b s c h w" in [-1, 1]. target: int "b"; None takes `other_class` of the black box's scores. agent: a scorer
-    of codes, for methods that need or use one. method: where to look; None is paper 004's `Shift`. search: how far.
+    of codes, for methods that need or use one. method: where to look; None is `default_method`. search: how far.
     residual_carry: None is the method's own way. roi: where the image may change, "b s 1 h w" of 0 and 1; needs
     residual carry. others: directions "b ..." of answers that are there already, which this one should not be like
     (`diverse`). frames: keep the iterates of the method's solver. batch: scans encoded, decoded and scored at once; the
@@ -107,7 +107,7 @@ def counterfactual(
 
     Errors: ConfigError for a target that is no class, and for a method without what it needs.
     """
-    method, search = method or Shift(), search or StepSearch()
+    method, search = method or default_method(generator, agent), search or StepSearch()
     if method.needs_agent and agent is None:
         raise ConfigError(
             f"the method {type(method).__name__} follows an agent, and there is none; give one, or take another method."

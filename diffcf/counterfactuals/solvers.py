@@ -108,8 +108,9 @@ class ProximalGradient(Solver):
 
     u+ = prox_{t w distance}(v - t grad loss(v)), v = u+ + momentum (u+ - u). The step t is halved until the quadratic
     model at v lies above the loss, and grown by `growth` after a step that needed no halving; the momentum starts again
-    where it points uphill (O'Donoghue and Candes 2015). Distances with a kink give exact zeros. Residual: |u+ - v| / t
-    against the larger of 1 and |gradient|; 0 only where the objective's optimality condition holds.
+    where it points uphill (O'Donoghue and Candes 2015). Distances with a kink give exact zeros; without a distance
+    these are accelerated gradient steps. Residual: |u+ - v| / t against the larger of 1 and |gradient|; 0 only where
+    the objective's optimality condition holds.
 
     Errors: ConfigError for a distance without a proximal step.
     """
@@ -122,7 +123,7 @@ class ProximalGradient(Solver):
 
     def __call__(self, objective: Objective, start: Tensor, watch: Watch | None = None) -> Solution:
         """See `Solver`."""
-        if not objective.has_prox:
+        if objective.distance is not None and not objective.has_prox:
             raise ConfigError(
                 f"{type(objective.distance).__name__} has no proximal step; take L1, GroupL1 or SquaredL2, or another "
                 "solver."

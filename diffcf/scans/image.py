@@ -89,6 +89,8 @@ def read_array(path: Path, *, modality: str) -> Scan:
         raise ScanError(f"{path}: {array.ndim}D, shape {array.shape}; expected 'y x' or 'z y x'.")
     if array.ndim == 2:
         array = rearrange(array, "y x -> 1 y x")
+    if array.dtype == bool:  # a mask
+        array = array.astype(np.uint8)
     check_values(array, str(path), modality)
     provenance = Provenance(
         path=str(path),

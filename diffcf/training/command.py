@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
+from jsonargparse import _typehints, auto_cli
 
-from diffcf.errors import DiffcfError
+from diffcf.errors import ConfigError, DiffcfError, of_the_system
+from diffcf.folders import check_writable
+from diffcf.signals import ended_as_by_ctrl_c
 
 # What may be a path, alone or as part of a list, a mapping or OPTION=VALUE; blanks are allowed within one.
 PATH = re.compile(r"(?<![^\[{(,:=\s'\"])(?:~|\.{0,2}/)[^\[\]{}(),:='\"]*[^\[\]{}(),:='\"\s]")
@@ -37,14 +39,53 @@ def command_line(script: str | Path, launcher: str = "python", argv: Sequence[st
     return " ".join([launcher, *(word if "$DIFFCF_DATA" in word else shlex.quote(word) for word in words)])
 
 
-def run_script(main: Callable[[Any], Any], config: type) -> None:
-    """Run `main` on a config read from the command line; what diffcf refuses is one message and an exit code."""
-    settings = auto_cli(config, as_positional=False)
+def read_config(config: type, args: Sequence[str] | None = None) -> Any:
+    """A config from a command line, `sys.argv` where none is given; `--config FILE` may be said several times.
+
+    A class that a file or an option names in place of another begins with its own defaults. jsonargparse would keep
+    settings of the same name from the one before it (the weight of `Latent` for `Pixels`), and has no switch for that.
+
+    Errors: SystemExit, as argparse has it.
+    """
+    kept = _typehints.discard_init_args_on_class_path_change
+    _typehints.discard_init_args_on_class_path_change = _discard_all
     try:
+        return auto_cli(config, as_positional=False, args=None if args is None else list(args))
+    finally:
+        _typehints.discard_init_args_on_class_path_change = kept
+
+
+def _discard_all(_: Any, before: Any, now: Any) -> None:
+    """Forget the settings of a class before it, in place of those alone that the new one does not have."""
+    then, after = ((spec or {}).get("class_path") or "" for spec in (before, now))
+    if then and "init_args" in before and then.rpartition(".")[2] != after.rpartition(".")[2]:
+        vars(before["init_args"]).clear()
+
+
+def run_script(main: Callable[[Any], Any], config: type) -> None:
+    """Run `main` on a config read from the command line; what diffcf or the system refuses is one message and an exit
+    code, and so is Ctrl-C. A run folder that cannot be written to is refused before any work."""
+    name, out = Path(sys.argv[0]).name, None
+    ended_as_by_ctrl_c()
+    try:
+        settings = read_config(config)
+        out = getattr(settings, "out", None)
+        if isinstance(out, Path):
+            check_writable(out)
         main(settings)
     except DiffcfError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"{name}: {of_the_system(error)}", file=sys.stderr)
+        sys.exit(ConfigError.exit_code if isinstance(error, PermissionError) else 1)
+    except KeyboardInterrupt:
+        saved = isinstance(out, Path) and any(out.glob("**/checkpoints/*"))
+        print(
+            f"{name}: interrupted{'; the same command goes on from its last checkpoint' if saved else ''}",
+            file=sys.stderr,
+        )
+        sys.exit(130)
 
 
 def _portable(word: str, root: Path) -> str:

@@ -13,7 +13,7 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffcf.cards import ClassifierCard, Preparation, Window, read_card
+from diffcf.cards import ClassifierCard, Preparation, Window, read_card, write_card
 from diffcf.classifiers.blackbox import BlackBox, inspect_blackbox, load_blackbox, save_blackbox
 from diffcf.classifiers.network import build_classifier
 from diffcf.errors import CheckpointError, ConfigError
@@ -312,3 +312,43 @@ def test_trained_weights_come_back_as_they_were(tmp_path: Path) -> None:
     save_blackbox(built, built.card, tmp_path / "box")
     x = images()
     assert torch.equal(load_blackbox(tmp_path / "box")(x), built.eval()(x).detach())
+
+
+@torch.no_grad()
+def test_a_timm_network_with_a_single_logit_becomes_one_of_two_classes(tmp_path: Path) -> None:
+    card = replace(card_of(), classes=["no", "yes"])
+    net = timm.create_model("resnet18", num_classes=1, in_chans=1, **NARROW).eval()
+    (tmp_path / "box").mkdir()
+    save_file(net.state_dict(), tmp_path / "box" / card.weights)
+    write_card(card, tmp_path / "box")
+    blackbox, x = load_blackbox(tmp_path / "box"), images()
+    probability = torch.sigmoid(net(x[:, 0]))
+    torch.testing.assert_close(blackbox(x).softmax(1), torch.cat([1 - probability, probability], 1))
+    write_card(card_of(), tmp_path / "box")  # three classes have no sigmoid
+    with pytest.raises(CheckpointError, match="of another shape"):
+        load_blackbox(tmp_path / "box")
+
+
+def test_a_run_folder_stands_for_its_black_box(tmp_path: Path) -> None:
+    saved(tmp_path / "run" / "blackbox", card_of())
+    torch.testing.assert_close(
+        load_blackbox(tmp_path / "run")(images() * 0), load_blackbox(tmp_path / "run" / "blackbox")(images() * 0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"preparation": {"slices": 0}}, "slices 0: expected 1 or more"),
+        ({"preparation": {"spacing": -1.0}}, "spacing -1.0: expected mm above 0"),
+        ({"preparation": {"window": {"width": 0}}}, "a window 0.0 wide"),
+        ({"classes": ["a", "a"]}, "expected two or more different names"),
+        ({"std": 0.0}, "std 0.0: expected a number above 0"),
+        ({"mean": [0.4, 0.5, 0.6]}, "What differs between channels belongs into the network"),
+    ],
+)
+def test_a_card_that_cannot_be_names_the_file(tmp_path: Path, changes: dict, says: str) -> None:
+    said = {"preparation": {}, "classes": ["a", "b"], **changes}
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(said))
+    with pytest.raises(CheckpointError, match=f"(?s)card.yaml is not a valid ClassifierCard.*{says}"):
+        read_card(ClassifierCard, tmp_path)

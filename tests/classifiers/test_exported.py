@@ -353,3 +353,38 @@ def test_the_bombs_would_go_off(tmp_path: Path) -> None:
     with contextlib.suppress(Exception):  # the damage is done by then
         torch.export.load(path)
     assert mark.exists()
+
+
+class Sigmoid(nn.Module):
+    """One logit of two classes, with a linear head or behind another layer."""
+
+    def __init__(self, head: bool, end: str = "") -> None:
+        super().__init__()
+        self.small, self.one = Small(), nn.Linear(5, 1)
+        self.head, self.end = head, end
+
+    def forward(self, x: Tensor) -> Tensor:
+        logit = self.one(self.small.features(x))
+        logit = logit if self.head else logit * self.small.scale
+        return torch.sigmoid(logit) if self.end == "sigmoid" else logit.softmax(1) if self.end else logit
+
+
+@pytest.mark.parametrize("head", [True, False])
+@torch.no_grad()
+def test_a_single_logit_becomes_two_with_the_sigmoid_s_probabilities(tmp_path: Path, head: bool) -> None:
+    net = Sigmoid(head).eval()
+    export(net, tmp_path / "model.pt2")
+    write_card(ClassifierCard(Preparation(size=SIZE, slices=2), ["no", "yes"], "export", weights="model.pt2"), tmp_path)
+    blackbox = load_blackbox(tmp_path)
+    x = picture()
+    probability = torch.sigmoid(net(x))
+    torch.testing.assert_close(blackbox(x[:, :, None]).softmax(1), torch.cat([1 - probability, probability], 1))
+    assert (blackbox.head is not None) == head
+    if blackbox.head is not None:
+        torch.testing.assert_close(blackbox.head(blackbox.features(x[:, :, None])), blackbox(x[:, :, None]))
+
+
+@pytest.mark.parametrize("end", ["sigmoid", "softmax"])
+def test_probabilities_are_no_logits(tmp_path: Path, end: str) -> None:
+    with pytest.raises(CheckpointError, match=f"ends in {end}, so it returns probabilities"):
+        load_exported(export(Sigmoid(True, end).eval(), tmp_path / "model.pt2"))

@@ -250,7 +250,6 @@ def test_a_config_names_the_guidance() -> None:
         (SpatialAttention(("global_pool",)), RESNET, r"gives a tensor of shape \(2, 16\) at its stage 'global_pool'"),
         (SpatialAttention(("blocks.0",)), VIT, r"shape \(2, 5, 24\) at its stage 'blocks.0', not maps"),
         (SpatialAttention(("layers.0",)), replace(SEVEN, slice_mode="channels"), "use slice_mode 'average'"),
-        (Unguided(), replace(SEVEN, std=0.0), "std"),
         (Unguided(), replace(SEVEN, format="export"), "only loaded"),
     ],
 )

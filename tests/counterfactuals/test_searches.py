@@ -95,6 +95,11 @@ def test_nothing_changes_outside_the_region(make_world) -> None:
     assert found.difference.any()
     assert not (found.difference * (1 - roi)).any()
     assert found.reachable.all()  # the search knows the region: it makes up for what it may not use
+    same = counterfactual(world.image, target, **how(world, LATENT, roi=roi.bool()))
+    torch.testing.assert_close(same.difference, found.difference)
+    for wrong in (255 * roi, roi * torch.nan):
+        with pytest.raises(ConfigError, match="other than 0 and 1"):
+            counterfactual(world.image, target, **how(world, LATENT, roi=wrong))
     with pytest.raises(ConfigError, match="needs residual carry"):
         counterfactual(world.image, target, **how(world, LATENT, roi=roi, residual_carry=False))
     with pytest.raises(ConfigError, match="a region of shape"):

@@ -63,6 +63,23 @@ def test_exemplars_beside_the_agent_make_them_the_default(trained) -> None:
     assert said["search"]["path_previewed"]
 
 
+def test_an_agent_beside_the_models_is_taken_only_where_it_belongs_to_both(trained, capsys) -> None:
+    shutil.copytree("runs/tiny/agent/agent", "set/agent")
+    shutil.copytree("runs/tiny/classifier/blackbox", "set/classifier")
+    said = explained("by-own", "--classifier", "set", "--steps", "3")  # the later --classifier counts
+    assert said["provenance"]["models"]["agent"]["hash"] == content_hash("set/agent")
+    card = Path("set/classifier/card.yaml")
+    card.write_text(card.read_text().replace("std: 1.0", "std: 1.25"))
+    capsys.readouterr()
+    said = explained("by-another", "--classifier", "set", "--method", "latent", "--steps", "3")
+    assert "agent" not in said["provenance"]["models"]
+    assert "set/agent is of another classifier or generator, and is not used" in capsys.readouterr().err
+    assert explain("none", "--classifier", "set", "--method", "agent") == 2
+    assert "set/agent is of another pair): give --agent, or train one" in capsys.readouterr().err
+    assert explain("none", "--classifier", "set", "--agent", "set/agent") == 4
+    assert not Path("none").exists()
+
+
 def test_a_method_that_needs_exemplars_says_how_to_get_them(trained, capsys) -> None:
     assert explain("none", "--agent", "runs/tiny/agent/agent", "--method", "exemplar") in (2, 4)
     assert not Path("none").exists()

@@ -98,6 +98,13 @@ def test_an_array_in_hu(tmp_path, hounsfield):
     assert int(written.header["sform_code"]) == int(written.header["qform_code"]) == 0
 
 
+def test_a_mask_of_yes_and_no(tmp_path, hounsfield):
+    np.savez(tmp_path / "mask.npz", volume=hounsfield > 0, spacing=[2.5, 0.8, 0.7])
+    np.testing.assert_array_equal(read_scan(tmp_path / "mask.npz", modality="other").volume, hounsfield > 0)
+    with pytest.raises(ScanError, match="a mask, give the original scan"):
+        read_scan(tmp_path / "mask.npz")
+
+
 def test_an_npz_with_spacing(tmp_path, hounsfield):
     np.savez(tmp_path / "scan.npz", volume=hounsfield, spacing=[2.5, 0.8, 0.7])
     scan = read_scan(tmp_path / "scan.npz")

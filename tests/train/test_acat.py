@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from jsonargparse import auto_cli
 
 from diffcf.cards import ClassifierCard
 from diffcf.classifiers.guided import GuidedClassifier
+from diffcf.training.command import read_config
 
 ROOT = Path(__file__).parents[2]
 RUNS = sorted((ROOT / "configs" / "acat").glob("*.yaml"))
@@ -23,7 +23,7 @@ LIDC = ROOT / "configs" / "acat" / "lidc_background.yaml"
 )
 def test_configs_are_valid_and_their_networks_can_be_built(script, paths: list[Path]) -> None:
     given = [word for path in paths for word in ("--config", str(path))]
-    config = auto_cli(script.Config, as_positional=False, args=given)
+    config = read_config(script.Config, given)
     assert config.data
     assert (config.name == "acat") == (paths[-1] not in METHODS)
     card = ClassifierCard(**{name: getattr(config, name) for name in script.OF_CARD})

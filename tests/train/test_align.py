@@ -9,7 +9,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from jsonargparse import auto_cli
 from tiny_data import write_tiny_data
 from train_runs import launch, losses
 
@@ -24,6 +23,7 @@ from diffcf.data.phantom.shortcut import Shortcut
 from diffcf.errors import ConfigError
 from diffcf.implicit import GaussNewton
 from diffcf.training.checkpoint import newest_checkpoint
+from diffcf.training.command import read_config
 
 ROOT = Path(__file__).parents[2]
 ALIGNED = CounterfactualAlignment(wait=0.0, share=1.0, inner=Inner(solver=GaussNewton(2)))
@@ -163,9 +163,7 @@ def test_alternating_steps_are_on_one_loss_each(script, manifest: Path, tmp_path
 def test_a_config_asks_for_warm_starts_and_turns(script, manifest: Path, tmp_path: Path) -> None:
     tiny = ROOT / "configs" / "tiny" / "align.yaml"
     given = ["--method.warm=true", "--alternating.alignment=2", "--steps=6", f"--out={tmp_path / 'run'}"]
-    config = auto_cli(
-        script.Config, as_positional=False, args=[f"--config={tiny}", f'--manifests=["{manifest}"]', *given]
-    )
+    config = read_config(script.Config, [f"--config={tiny}", f'--manifests=["{manifest}"]', *given])
     assert config.method.warm
     assert config.method.share == 1  # what else the config says is kept
     assert config.alternating == Alternating(1, 2)

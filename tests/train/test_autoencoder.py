@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from jsonargparse import auto_cli
 from safetensors.torch import load_file
 from tiny_data import write_tiny_data
 from train_runs import launch, losses
@@ -16,6 +15,7 @@ from diffcf.errors import ConfigError
 from diffcf.generators.autoencoder import NETWORKS, AutoencoderGenerator, KLAutoencoder
 from diffcf.generators.generator import load_generator
 from diffcf.training.adversarial import Adversarial
+from diffcf.training.command import read_config
 from diffcf.trust import TrustStatistics
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def few(tmp_path_factory) -> Path:
 
 def configure(script, manifest: Path, out: Path, tiny: str = "autoencoder", **changes):
     path = ROOT / "configs" / "tiny" / f"{tiny}.yaml"
-    config = auto_cli(script.Config, as_positional=False, args=["--config", str(path)])
+    config = read_config(script.Config, ["--config", str(path)])
     return dataclasses.replace(config, manifests=[manifest], out=out, **changes)
 
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_trained_is_refused(script, manifest, few, tmp_path) -> N
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "autoencoder").glob("*.yaml")), ids=lambda path: path.stem)
 def test_configs_are_valid_and_their_networks_can_be_built(script, path: Path) -> None:
-    config = auto_cli(script.Config, as_positional=False, args=["--config", str(path)])
+    config = read_config(script.Config, ["--config", str(path)])
     model = NETWORKS[config.network](image_size=config.preparation.size, **config.model)
     code = model.encode_semantic(torch.zeros(1, 1, config.preparation.size, config.preparation.size))
     assert code.numel() >= config.preparation.size**2 or config.network == "kl"  # paper 003 has no bottleneck

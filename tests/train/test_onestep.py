@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from jsonargparse import auto_cli
 from safetensors.torch import load_file
 from tiny_data import write_tiny_data
 from tiny_generator import SIZE, tiny
@@ -15,6 +14,7 @@ from tiny_generator import SIZE, tiny
 from diffcf.cards import GeneratorCard, Preparation, Sampling
 from diffcf.errors import ConfigError
 from diffcf.generators.generator import load_generator, save_generator
+from diffcf.training.command import read_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,9 +31,7 @@ def models(tmp_path_factory) -> Path:
 
 
 def configure(script, models: Path, out: Path, **changes):
-    tiny_config = auto_cli(
-        script.Config, as_positional=False, args=["--config", str(ROOT / "configs" / "tiny" / "onestep.yaml")]
-    )
+    tiny_config = read_config(script.Config, ["--config", str(ROOT / "configs" / "tiny" / "onestep.yaml")])
     given = {"manifests": [models / "data" / "manifest.csv"], "generator": str(models), "out": out}
     return dataclasses.replace(tiny_config, **given, cache=models / "cache", **changes)
 
@@ -68,6 +66,6 @@ def test_a_cut_run_resumes_bit_for_bit(script, models, tmp_path, precision) -> N
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "onestep").glob("*.yaml")), ids=lambda path: path.stem)
 def test_configs_are_valid(script, path: Path) -> None:
-    config = auto_cli(script.Config, as_positional=False, args=["--config", str(path)])
+    config = read_config(script.Config, ["--config", str(path)])
     assert config.data
     assert config.out.name == f"onestep-{path.stem.replace('_', '-')}"
