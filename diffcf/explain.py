@@ -81,7 +81,8 @@ class Explainer:
     generator: a `SliceWise`, on the device of the black box and the agent. trust: the generator's statistics; without
     them an explanation is made, and its first failed check says that nobody can judge it. generator_hash,
     blackbox_hash: content hashes of the folders that the models were read from; where given, the agent's card must
-    name the same (`Explainer.load` gives them).
+    name the same (`Explainer.load` gives them). `preparation` is how scans are cut for both: the generator's, with the
+    black box's `slices`.
 
     Errors: CheckpointError where the agent belongs to another black box or generator, in hash, slices or classes;
     ConfigError where the black box cannot see the generator's images.
@@ -101,13 +102,12 @@ class Explainer:
         self.generator, self.blackbox, self.agent = generator, blackbox, agent
         self.settings = settings or ExplainSettings()
         self.trust = trust
-        self.preparation = generator.card.preparation
+        self.slices = blackbox.card.preparation.slices
+        self.preparation = replace(generator.card.preparation, slices=self.slices)
         self.classes = tuple(blackbox.card.classes)
         self._view = blackbox.view_of(self.preparation)
-        slices = blackbox.card.preparation.slices
         if agent is not None:
-            check_agent(agent.card, self.classes, slices, generator_hash, blackbox_hash)
-        self.slices = slices
+            check_agent(agent.card, self.classes, self.slices, generator_hash, blackbox_hash)
         self.method = self.settings.method or default_method(generator, agent)
         self.space = self.method.space(generator)
         named = self._attributes()
@@ -375,7 +375,7 @@ class Explainer:
         if images.ndim != 5 or tuple(images.shape[1:]) != (self.slices, 1, size, size):
             raise ConfigError(
                 f"images of shape {tuple(images.shape)}: expected (b, {self.slices}, 1, {size}, {size}), as the "
-                "generator's card says; prepare the scan with its preparation and the black box's number of slices."
+                "models' cards say; prepare the scan with the explainer's preparation."
             )
         if not torch.isfinite(images).all() or float(images.abs().max()) > 1 + 1e-4:
             raise ConfigError("images must be finite and within [-1, 1]; apply the card's window and clip to it.")

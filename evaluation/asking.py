@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -94,7 +94,7 @@ class Asked:
         self.scorer = ImageScorer(blackbox, blackbox.view_of(preparation))
         self.manifest = Manifest.read(case.manifest)
         rows = [row for row in self.manifest.split(question.split) if row.label is not None]
-        self.scans = ScanDataset(rows, replace(preparation, slices=self.explainer.slices))
+        self.scans = ScanDataset(rows, preparation)
         images = self.scans.images
         with torch.no_grad():
             parts = [blackbox(self.scorer.view(part.to(device))) for part in images.split(64)]  # type: ignore[misc]

@@ -245,7 +245,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         )
         explainer = Explainer.load(case.generator, case.classifier, case.agent, settings, device=device)
         rows = [row for row in manifest.split(config.split) if row.label is not None]
-        scans = ScanDataset(rows, replace(explainer.preparation, slices=explainer.slices), mask=True)
+        scans = ScanDataset(rows, explainer.preparation, mask=True)
         named = {
             "method": name,
             "search": type(explainer.method).__name__,

@@ -154,7 +154,7 @@ class Bench:
         self.judges = judges_of(
             self.explainer, other=config.other, purifier=None, symbol=None, batch=config.batch, seed=config.seed
         )
-        preparation = replace(self.explainer.preparation, slices=self.explainer.slices)
+        preparation = self.explainer.preparation
         manifest = Manifest.read(config.manifest)
         rows = [row for row in manifest.split(config.split) if row.label is not None]
         self.scans = ScanDataset(rows, preparation)

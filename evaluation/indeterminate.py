@@ -11,7 +11,7 @@ and how the change differs between both directions: `opposite` is the correlatio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     """Push every indeterminate case to both classes; prints and writes the table, returns its rows."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     explainer = Explainer.load(config.generator, config.classifier, config.agent, ExplainSettings(), device=device)
-    preparation = replace(explainer.preparation, slices=explainer.slices)
+    preparation = explainer.preparation
     scans = ScanDataset(Manifest.read(config.manifest), preparation, split=config.split)
     view = explainer.blackbox.view_of(explainer.preparation)
     with torch.no_grad():

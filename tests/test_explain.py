@@ -212,7 +212,7 @@ def test_a_region_holds_the_change() -> None:
     ("image", "says"),
     [
         (images(1)[..., :4], "expected"),
-        (images(1)[:, :1], "number of slices"),
+        (images(1)[:, :1], "explainer.s preparation"),
         (2 * torch.ones(1, SLICES, 1, SIZE, SIZE), "window"),
         (torch.nan * images(1), "finite"),
         (images(2), "explain_batch"),

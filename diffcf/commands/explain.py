@@ -86,9 +86,7 @@ def make_case(options: ExplainOptions) -> Case:
             sampler=options.sampler,
             steps=options.steps,
         )
-    patch = prepare(
-        scan, dataclasses.replace(explainer.preparation, slices=explainer.slices), slices=slices, centre_mm=centre
-    )
+    patch = prepare(scan, explainer.preparation, slices=slices, centre_mm=centre)
     image = torch.from_numpy(patch.unit())[:, None].to(device)
     region = roi = None
     if options.roi is not None:
