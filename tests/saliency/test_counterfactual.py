@@ -113,6 +113,7 @@ def test_the_best_point_is_the_start_where_every_step_overshoots(patch, blocks, 
         (CounterfactualSaliency.published(), 45),
         (CounterfactualSaliency.no_rec(), 45),
         (LatentShiftSaliency(), 45),
+        (SearchSaliency(), 45),
     ],
 )
 @pytest.mark.parametrize("gain", [0.01, 1.0, 12.0, 300.0])
@@ -237,7 +238,7 @@ def test_settings_that_cannot_be(patch, blocks, scans) -> None:
     with pytest.raises(ConfigError, match="a move between 0 and 1"):
         LatentShiftSaliency(moved=0)
     with pytest.raises(ConfigError, match="no proximal step"):
-        CounterfactualSaliency(distance=None)(patch, scans, None, blocks)
+        CounterfactualSaliency(distance=SmoothL1())(patch, scans, None, blocks)
 
 
 def test_a_sparse_distance_leaves_other_places_alone(patch, blocks, scans) -> None:
