@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from diffcf.counterfactuals import ImageScorer, Pixels, Shift, counterfactual
 from diffcf.counterfactuals.solvers import Adam, GradientDescent
+from diffcf.distances import SmoothL1
 from diffcf.errors import ConfigError
 from diffcf.saliency import (
     CounterfactualSaliency,
