@@ -294,15 +294,11 @@ def _pixel_size(scan: Scan, preparation: Preparation) -> tuple[tuple[float, floa
     """mm of a pixel of the field, and of the slice, along (rows, columns)."""
     _, *sides = scan.spacing
     own = (sides[0], sides[1])
-    if preparation.size < 1:
-        raise ConfigError(f"preparation.size is {preparation.size}; expected a positive number of pixels.")
     if preparation.field == "resize":
         side = max(n * length for n, length in zip(scan.volume.shape[1:], own, strict=True))
         return (side / preparation.size, side / preparation.size), own
     if preparation.spacing is None:
         return own, own
-    if not preparation.spacing > 0:
-        raise ConfigError(f"preparation.spacing is {preparation.spacing} mm; expected a positive number, or null.")
     require_geometry(scan, f"a field at {preparation.spacing:g} mm a pixel")
     return (preparation.spacing, preparation.spacing), own
 

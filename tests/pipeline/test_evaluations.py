@@ -34,7 +34,7 @@ def test_counterfactuals(trained) -> None:
     both = [row for row in rows if row["direction"] == "both"]
     assert [row["default"] for row in both] == [True, False]
     for row in both:
-        assert row["n"] == 4
+        assert row["n"] == 2
         assert 0 <= row["validity"] <= row["decision_validity"] <= 1
         assert row["evaluations"] >= 8
         assert 0 <= row["cause_precision"] <= 1
@@ -44,7 +44,7 @@ def test_digits(trained) -> None:
     run("evaluation", "digits")
     rows = result(trained[0], "digits")["rows"]
     assert [(row["method"], row["target"], row["n"]) for row in rows] == [
-        (name, target, 2) for name in ("latent", "minimal") for target in ("all", "right")
+        (name, target, 1) for name in ("latent", "minimal") for target in ("all", "right")
     ]
     assert [row["default"] for row in rows] == [True, False, False, False]
     for row in rows:
@@ -52,7 +52,7 @@ def test_digits(trained) -> None:
         assert row["transfer_validity"] == row["decision_validity"]  # the other classifier is the black box itself
         assert (row["detour"], row["through"]) == (0, "none")  # of two classes
     for row in result(trained[0], "digits", "tiny_prototypes")["rows"]:
-        assert row["n"] == 4
+        assert row["n"] == 2
         assert row["before"] <= row["after"] + 1e-6
         assert row["asked"] == 0.9
     rows = result(trained[0], "digits", "tiny_regulariser")["rows"]
@@ -92,8 +92,8 @@ def test_introspection(attributes, trained) -> None:
     run("evaluation", "introspection")
     free, frozen = result(trained[0], "introspection")["rows"]
     assert [(row["frozen"], row["default"], row["n"]) for row in (free, frozen)] == [
-        ("none", True, 4),
-        ("column", False, 4),
+        ("none", True, 2),
+        ("column", False, 2),
     ]
     assert 0 <= free["top"] <= free["top3"] <= 1
     assert frozen["top"] is None
