@@ -139,14 +139,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `diffcf check ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if parsed.debug:
-            raise
-        print(f"diffcf {parsed.command}: {of_the_system(error)}", file=sys.stderr)
-        return ConfigError.exit_code if isinstance(error, PermissionError) else 1
     except Exception as error:
         if parsed.debug:
             raise
+        if isinstance(error, OSError) and error.errno is not None:  # a library's own has none
+            print(f"diffcf {parsed.command}: {of_the_system(error)}", file=sys.stderr)
+            return ConfigError.exit_code if isinstance(error, PermissionError) else 1
         print(
             f"diffcf {parsed.command}: unexpected {type(error).__name__}: {error}\n"
             f"Run `diffcf --debug {parsed.command} ...` to see where it came from, and report it.",

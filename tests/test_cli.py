@@ -283,3 +283,20 @@ def test_demo_on_two_cores_within_two_minutes(tmp_path):
     assert time.perf_counter() - started < 120
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4 * 1024**2  # KiB
     assert {path.name for path in (tmp_path / "demo" / "explanation").iterdir()} == FILES
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (PermissionError(13, "Permission denied", "scan.nii"), 2, "Permission denied: scan.nii. Give a file"),
+        (OSError(28, "No space left on device"), 1, "diffcf check: No space left on device."),
+        (OSError("truncated"), 1, "unexpected OSError: truncated"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error, code, says, monkeypatch, capsys) -> None:
+    def check(options):
+        raise error
+
+    monkeypatch.setattr("diffcf.commands.look.check", check)
+    assert main(["check", "--scan", "x"]) == code
+    assert says in capsys.readouterr().err

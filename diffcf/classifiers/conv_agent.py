@@ -94,8 +94,7 @@ class ConvAgent(ModelMixin, ConfigMixin):
         """No metric of patterns: this agent is not affine. Raises ConfigError."""
         raise ConfigError(
             "a convolutional agent has no pattern, which is a linear agent's, over a global code (`--generator "
-            "lidc-global`); take the method 'latent', or Shift with "
-            "metric 'spread'."
+            "lidc-global`); take the method 'latent', or Shift with metric 'spread'."
         )
 
     def features(self, semantic: Tensor) -> Tensor:

@@ -77,6 +77,8 @@ def run_script(main: Callable[[Any], Any], config: type) -> None:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
+        if error.errno is None:  # a library's own
+            raise
         print(f"{name}: {of_the_system(error)}", file=sys.stderr)
         sys.exit(ConfigError.exit_code if isinstance(error, PermissionError) else 1)
     except KeyboardInterrupt:
