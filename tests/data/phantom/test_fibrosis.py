@@ -12,7 +12,7 @@ from diffcf.data.phantom import fibrosis_scene
 
 @pytest.mark.parametrize("extent", [0.0, 0.18, 0.2])
 def test_death_follows_its_table(extent: float) -> None:
-    scenes = [fibrosis_scene(seed, 16, 1, extent=extent, lesion=False) for seed in range(64)]
+    scenes = [fibrosis_scene(seed, 16, 1, extent=extent, lesion=False) for seed in range(40)]
     stated = 1 / (1 + math.exp(-60 * (extent - 0.2)))
     assert scenes[0].probability == pytest.approx(stated)
     error = math.sqrt(stated * (1 - stated) / len(scenes))

@@ -12,7 +12,7 @@ from diffcf.data.phantom import fibrosis_scene, nodule_scene, territory_scene
 
 @pytest.mark.parametrize(("kind", "share"), [("nodule", 0.1), ("nodule", 0.8), ("fibrosis", 0.037), ("territory", 0.2)])
 def test_the_share_of_positives_can_be_asked(kind: str, share: float) -> None:
-    count = 80 if kind == "fibrosis" else 200
+    count = 60 if kind == "fibrosis" else 120
     small = {"nodule": {"size": 16}, "fibrosis": {"size": 16, "slices": 1, "lesion": False}, "territory": {"size": 16}}
     maker = {"nodule": nodule_scene, "fibrosis": fibrosis_scene, "territory": territory_scene}[kind]
     scenes = [maker(seed, imbalance=share, **small[kind]) for seed in range(count)]

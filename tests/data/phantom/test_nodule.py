@@ -84,7 +84,7 @@ def test_each_attribute_is_seen(name: str, measure, rises: bool) -> None:
 
 def test_malignancy_follows_its_table() -> None:
     """The logistic of the docstring, written out again; label frequencies within the binomial error in four parts."""
-    scenes = [nodule_scene(seed, 16) for seed in range(700)]
+    scenes = [nodule_scene(seed, 16) for seed in range(300)]
     for scene in scenes[:20]:
         a = scene.attributes
         logit = 1.5 * (a["spiculation"] - 2.6) + (a["lobulation"] - 2.6) - 0.6 * (a["margin"] - 3.6)
