@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffcf import __version__
-from diffcf.errors import ConfigError, DiffcfError, of_the_system
+from diffcf.errors import DiffcfError, of_the_system
 from diffcf.options import CheckOptions, DemoOptions, ExplainOptions, InspectOptions
 from diffcf.signals import ended_as_by_ctrl_c
 
@@ -143,8 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.debug:
             raise
         if isinstance(error, OSError) and error.errno is not None:  # a library's own has none
-            print(f"diffcf {parsed.command}: {of_the_system(error)}", file=sys.stderr)
-            return ConfigError.exit_code if isinstance(error, PermissionError) else 1
+            said, code = of_the_system(error)
+            print(f"diffcf {parsed.command}: {said}", file=sys.stderr)
+            return code
         print(
             f"diffcf {parsed.command}: unexpected {type(error).__name__}: {error}\n"
             f"Run `diffcf --debug {parsed.command} ...` to see where it came from, and report it.",

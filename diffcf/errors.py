@@ -36,12 +36,13 @@ class ConvergenceError(DiffcfError):
     exit_code = 5
 
 
-def of_the_system(error: OSError) -> str:
-    """What the operating system refuses (permissions, a full disk), in one line."""
+def of_the_system(error: OSError) -> tuple[str, int]:
+    """What the operating system refuses (permissions, a full disk), in one line, and the exit code."""
     names = [str(name) for name in (error.filename, error.filename2) if name]
     said = f"{error.strerror or error}: {', '.join(names)}" if names else str(error.strerror or error)
-    hint = " Give a file or folder that you may use." if isinstance(error, PermissionError) else ""
-    return f"{said}.{hint}"
+    if isinstance(error, PermissionError):
+        return f"{said}. Give a file or folder that you may use.", ConfigError.exit_code
+    return f"{said}.", DiffcfError.exit_code
 
 
 # Exit codes of `diffcf explain` when the explanation was written but must not be taken at face value.

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from jsonargparse import _typehints, auto_cli
 
-from diffcf.errors import ConfigError, DiffcfError, of_the_system
+from diffcf.errors import DiffcfError, of_the_system
 from diffcf.folders import check_writable
 from diffcf.signals import ended_as_by_ctrl_c
 
@@ -47,12 +48,8 @@ def read_config(config: type, args: Sequence[str] | None = None) -> Any:
 
     Errors: SystemExit, as argparse has it.
     """
-    kept = _typehints.discard_init_args_on_class_path_change
-    _typehints.discard_init_args_on_class_path_change = _discard_all
-    try:
+    with patch.object(_typehints, "discard_init_args_on_class_path_change", _discard_all):
         return auto_cli(config, as_positional=False, args=None if args is None else list(args))
-    finally:
-        _typehints.discard_init_args_on_class_path_change = kept
 
 
 def _discard_all(_: Any, before: Any, now: Any) -> None:
@@ -79,8 +76,9 @@ def run_script(main: Callable[[Any], Any], config: type) -> None:
     except OSError as error:
         if error.errno is None:  # a library's own
             raise
-        print(f"{name}: {of_the_system(error)}", file=sys.stderr)
-        sys.exit(ConfigError.exit_code if isinstance(error, PermissionError) else 1)
+        said, code = of_the_system(error)
+        print(f"{name}: {said}", file=sys.stderr)
+        sys.exit(code)
     except KeyboardInterrupt:
         saved = isinstance(out, Path) and any(out.glob("**/checkpoints/*"))
         print(
