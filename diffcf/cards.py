@@ -7,12 +7,15 @@ other before anything is computed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from diffcf.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CARD_NAME = "card.yaml"
 
@@ -166,6 +169,33 @@ class AttributesCard:
     high: list[float]
     generator_hash: str
     about: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, names: Sequence[str], values: Tensor, generator_hash: str) -> AttributesCard:
+        """Of the values "n k" of n scans, in their own units.
+
+        Errors: ConfigError for an attribute that never varies.
+        """
+        check_varying(names, values, "these scans")
+        mean, spread = values.mean(0), values.std(0)
+        amounts = (values - mean) / spread
+        ends = (amounts.amin(0).tolist(), amounts.amax(0).tolist())
+        return cls(list(names), mean.tolist(), spread.tolist(), *ends, generator_hash)
+
+    def amounts(self, values: Tensor) -> Tensor:
+        """Values "n k" in their own units, in spreads."""
+        return (values - values.new_tensor(self.mean)) / values.new_tensor(self.spread)
+
+    def only(self, kept: Sequence[int]) -> AttributesCard:
+        """Of these attributes alone, by position."""
+        lists = {name: [getattr(self, name)[k] for k in kept] for name in ("names", "mean", "spread", "low", "high")}
+        return dataclasses.replace(self, **lists)
+
+
+def check_varying(names: Sequence[str], values: Tensor, where: str) -> None:
+    """Refuse attributes whose values "n k" are all the same (ConfigError); where: in what scans, in words."""
+    if constant := [name for name, column in zip(names, values.T.tolist(), strict=True) if len(set(column)) < 2]:
+        raise ConfigError(f"attribute(s) {', '.join(constant)} never vary in {where}; leave them out.")
 
 
 Card = TypeVar("Card")

@@ -113,8 +113,8 @@ class Explainer:
         named = self._attributes()
         if named is not None and generator_hash is not None and named.generator_hash != generator_hash:
             raise CheckpointError(
-                f"these attribute directions were fitted over generator {named.generator_hash[:12]}, but this one is "
-                f"{generator_hash[:12]}; fit them again: train/attributes.py."
+                f"these attributes were fitted over generator {named.generator_hash[:12]}, but this one is "
+                f"{generator_hash[:12]}; fit them again: train/attributes.py or train/attribute_flow.py."
             )
 
     @classmethod
@@ -300,7 +300,7 @@ class Explainer:
 
     def _attributes(self) -> AttributesCard | None:
         """The card of the attributes that are searched, if any."""
-        return self.space.directions.card if isinstance(self.space, AttributeSpace) else None
+        return self.space.attributes if isinstance(self.space, AttributeSpace) else None
 
     def _changed(self, before: Tensor, after: Tensor) -> tuple[AttributeChange, ...]:
         """What has changed between amounts "k", in attribute space; the largest change first."""

@@ -69,7 +69,10 @@ class ExplainOptions(RunOptions, ScanOptions):
         "M",
     )
     attributes: str | None = option(
-        str | None, "attribute directions, for --method attributes (train/attributes.py)", None, "DIR"
+        str | None,
+        "named attributes, for --method attributes (train/attributes.py, train/attribute_flow.py)",
+        None,
+        "DIR",
     )
     freeze: str | tuple[str, ...] | None = option(
         str | tuple[str, ...] | None, "attributes that must not change: 'texture,diameter'", None, "NAMES"

@@ -14,6 +14,7 @@ from diffcf.cards import AttributesCard
 from diffcf.counterfactuals import Attributes, Counterfactuals, ImageScorer, StepSearch, counterfactual, prototype
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
+from diffcf.data.phantom.folder import PhantomSet
 from diffcf.errors import ConfigError
 from diffcf.explain import Explainer, ExplainSettings
 
@@ -27,12 +28,14 @@ class Case:
         manifest: CSV file; labelled rows of the split are explained.
         planted: the attribute that its labels were made from, if there is one.
         truth: attribute of the manifest that is the probability of the last class, for the table of typicality.
+        scenes: of phantom nodules, the set that they are; they are drawn anew, too, to show what truly decides.
     """
 
     classifier: str
     manifest: Path
     planted: str | None = None
     truth: str | None = None
+    scenes: PhantomSet | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Question:
 
     Args:
         generator: folder or bundled name.
-        attributes: folder of the directions (train/attributes.py).
+        attributes: folder of the directions (train/attributes.py) or of the flow (train/attribute_flow.py).
         search: how far to go, with the asked score of a criticism.
         distance_weight, asked: of the method, see `Attributes`.
         sure: the score of a prototype.
@@ -93,8 +96,8 @@ class Asked:
         self.classes = self.explainer.classes
         self.scorer = ImageScorer(blackbox, blackbox.view_of(preparation))
         self.manifest = Manifest.read(case.manifest)
-        rows = [row for row in self.manifest.split(question.split) if row.label is not None]
-        self.scans = ScanDataset(rows, preparation)
+        self.rows = [row for row in self.manifest.split(question.split) if row.label is not None]
+        self.scans = ScanDataset(self.rows, preparation)
         images = self.scans.images
         with torch.no_grad():
             parts = [blackbox(self.scorer.view(part.to(device))) for part in images.split(64)]  # type: ignore[misc]
@@ -111,7 +114,7 @@ class Asked:
 
     def card(self, frozen: tuple[str, ...] = ()) -> AttributesCard:
         """What is known about the attributes that are free."""
-        return self.method(frozen).space(self.explainer.generator).directions.card
+        return self.method(frozen).space(self.explainer.generator).attributes
 
     def found(self, index: Sequence[int], frozen: tuple[str, ...] = (), *, same: bool = False) -> Counterfactuals:
         """Criticisms of scans `index`, or with `same` their prototypes."""

@@ -5,9 +5,11 @@
 Held-out scans that the black box classifies correctly are pushed to the other class over amounts of attributes, all of
 them free and then with the planted one frozen, as the paper freezes young/old. Three tables:
 
-NAME: `validity`, the share that gets the asked score; `top`, the share of queries in which the planted attribute
-changes most, in standard deviations, and `top3`, among the three that do; `first` and `second`, the attributes that are
-most often the most changed one; `changed`, how many change; `distance`, by how much together.
+NAME, by the search and, for phantoms, by drawing each scene anew with one attribute changed, the least change that
+turns the decision, which is what truly does (`by`): `validity`, the share that gets the asked score; `top`, the share
+of queries in which the planted attribute changes most, in standard deviations, and `top3`, among the three that do;
+`first` and `second`, the attributes that are most often the most changed one; `changed`, how many change; `distance`,
+by how much together.
 
 NAME_frequency, by direction and attribute (Fig. 7): the share of queries in which it changes at all (`changes`), more
 of it is put in (`up`) or less (`down`), the mean change (`spreads`), and by how much the two classes differ in it over
@@ -34,6 +36,7 @@ import numpy as np
 import pictures
 from asking import Asked, Case, Query, Question
 from common import RESULTS, mean_row, write_result
+from scenes import drawn_anew
 from scipy.stats import rankdata, spearmanr
 
 from diffcf.metrics.classification import bootstrap_interval
@@ -156,15 +159,20 @@ def main(config: Config) -> list[dict[str, Any]]:
     drawn: list[pictures.Strip] = []
     for name, case in config.cases.items():
         asked = Asked(case, config.how)
-        common = {"method": name, "data": config.name, "split": config.how.split, "default": not bias}
+        common = {"method": name, "data": config.name, "split": config.how.split, "default": False}
         common |= {"classifier": asked.explainer.blackbox.card.architecture, "planted": case.planted or "none"}
         count = {"n": len(asked.chosen), "patients": len({asked.scans.patients[i] for i in asked.chosen})}
         free = asked.queries()
-        bias.append({**common, "frozen": "none", **count, **bias_row(free, case.planted, config)})
         frequency += [{**common, **row, "default": False} for row in frequency_rows(asked, free, config)]
-        if case.planted is not None:
-            without = bias_row(asked.queries((case.planted,)), None, config)
-            bias.append({**common, "default": False, "frozen": case.planted, **count, **without})
+        held: list[tuple[str, ...]] = [()] if case.planted is None else [(), (case.planted,)]
+        for frozen in held:
+            top, said = (None, frozen[0]) if frozen else (case.planted, "none")
+            answers = {"search": asked.queries(frozen) if frozen else free}
+            if case.scenes is not None:
+                answers["scenes drawn anew"] = drawn_anew(asked, case.scenes, frozen)
+            for by, queries in answers.items():
+                row = {**common, "by": by, "frozen": said, **count, **bias_row(queries, top, config)}
+                bias.append({**row, "default": not bias})
         if case.truth is not None:
             prototypes = asked.queries(same=True)
             typicality.append({**common, **count, **typicality_row(asked, prototypes, free, config)})

@@ -312,7 +312,7 @@ def test_a_frozen_attribute_leaves_the_others_to_change(tmp_path) -> None:
     [changed] = explainer(method=method).explain(images(1)).attributes
     assert changed.name == "right"
     assert changed.spreads > 0
-    with pytest.raises(ConfigError, match="middle do not exist; these directions have left, right"):
+    with pytest.raises(ConfigError, match="middle do not exist; there are left, right"):
         explainer(method=dataclasses.replace(method, frozen=("middle",)))
 
 

@@ -16,11 +16,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
-from diffcf.errors import ConfigError
 from diffcf.generators.attributes import AttributeDirections
 from diffcf.generators.generator import SliceWise, load_generator
+from diffcf.training.attributes import rated_scans
 from diffcf.training.command import command_line, run_script
 from diffcf.weights import content_hash
 
@@ -58,18 +57,10 @@ def main(config: Config) -> AttributeDirections:
     preparation = replace(generator.card.preparation, slices=config.slices)
 
     def rated(split: str) -> tuple[Tensor, Tensor]:
-        scans = ScanDataset(manifest, preparation, split=split)
-        missing = [name for name in config.names if name not in scans.attribute_names]
-        if missing:
-            raise ConfigError(
-                f"attribute(s) {', '.join(missing)} are in no manifest; there are {', '.join(scans.attribute_names)}."
-            )
-        values = scans.attributes[:, [scans.attribute_names.index(name) for name in config.names]]
-        known = ~values.isnan().any(1)
-        if not bool(known.any()):
-            raise ConfigError(f"no scan of the split {split!r} has all of {', '.join(config.names)} rated.")
-        parts = [generator.encode_semantic(part.to(device)).cpu() for part in scans.images[known].split(config.batch)]
-        return torch.cat(parts), values[known]
+        images, values = rated_scans(manifest, preparation, config.names, split)
+        return torch.cat(
+            [generator.encode_semantic(part.to(device)).cpu() for part in images.split(config.batch)]
+        ), values
 
     codes, values = rated("train")
     found = AttributeDirections.fit(

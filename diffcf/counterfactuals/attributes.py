@@ -15,7 +15,8 @@ from diffcf.counterfactuals.ray import Ray
 from diffcf.counterfactuals.solvers import ProximalGradient, Solver
 from diffcf.counterfactuals.steps import StepSearch
 from diffcf.distances import L1
-from diffcf.generators.attributes import AttributeDirections, AttributeSpace
+from diffcf.generators.attribute_flow import load_attributes
+from diffcf.generators.attributes import AttributeSpace
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Attributes(Method):
     nearly the same, steps turn one into the other slowly. They start from the best point that changes one attribute
     alone: the best of `tried` values over its range, then of as many around that one, `rounds` times.
 
-    attributes: folder of the directions (train/attributes.py). frozen: names of attributes that must not change.
+    attributes: folder of the directions (train/attributes.py) or of the flow (train/attribute_flow.py). frozen: names
+    of attributes that must not change.
     """
 
     attributes: Path
@@ -43,12 +45,12 @@ class Attributes(Method):
 
     def space(self, generator: Any) -> AttributeSpace:
         """The attributes that are not frozen, as the code."""
-        return AttributeSpace(generator, AttributeDirections.load(self.attributes).without(self.frozen))
+        return AttributeSpace(generator, load_attributes(self.attributes), self.frozen)
 
     def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
         """The solution less the scan's own amounts."""
         origin, loss = ray.code.semantic, Loss("margin", search.beyond(self.asked))
-        card = ray.generator.directions.card
+        card = ray.generator.attributes
         low, high = (torch.tensor(ends).to(origin) for ends in (card.low, card.high))
         # A scan whose own amounts are read outside the range stays where it is, and comes back at most.
         low, high = torch.minimum(origin, low), torch.maximum(origin, high)

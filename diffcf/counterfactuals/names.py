@@ -31,8 +31,8 @@ def method_named(
 ) -> Method:
     """The method of that name with its defaults.
 
-    agent: folder of the agent, which holds the exemplars. attributes: folder of attribute directions; frozen: names of
-    attributes that must not change.
+    agent: folder of the agent, which holds the exemplars. attributes: folder of named attributes; frozen: names of
+    those that must not change.
 
     Errors: ConfigError for an unknown name, for exemplars without an agent, for attributes without their folder, and
     for a folder or frozen attributes that the method does not use.
@@ -40,12 +40,12 @@ def method_named(
     if name not in METHODS:
         raise ConfigError(f"method {name!r}: expected one of {', '.join(METHODS)}.")
     if name != "attributes" and (attributes is not None or frozen):
-        raise ConfigError(f"attribute directions and frozen attributes are for --method attributes, not {name!r}.")
+        raise ConfigError(f"named and frozen attributes are for --method attributes, not {name!r}.")
     if name == "attributes":
         if attributes is None:
             raise ConfigError(
-                "the method 'attributes' needs attribute directions: give --attributes FOLDER, or fit them to rated "
-                "scans with train/attributes.py."
+                "the method 'attributes' needs to know what attributes do: give --attributes FOLDER, or learn it from "
+                "rated scans with train/attribute_flow.py or train/attributes.py."
             )
         return Attributes(Path(attributes), tuple(frozen))
     if name != "exemplar":

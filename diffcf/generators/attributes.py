@@ -1,21 +1,21 @@
 """Attributes as the code: what a scan would look like with more or less of what people have names for (paper 002).
 
 Directions in the semantic code of a generator, one an attribute, fitted to rated scans in closed form; no network is
-trained.
+trained. `diffcf.generators.attribute_flow` learns what they do to each scan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from einops import einsum, pack, rearrange, unpack
 from torch import Tensor
 
-from diffcf.cards import AttributesCard, read_card, write_card
+from diffcf.cards import AttributesCard, check_varying, read_card, write_card
 from diffcf.errors import ConfigError
 from diffcf.generators.space import Space, same_stochastic
 from diffcf.types import Code
@@ -23,6 +23,31 @@ from diffcf.weights import read_tensors, write_tensors
 
 WEIGHTS = "attributes.safetensors"
 PENALTIES = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5)  # of the reader, chosen on held-out codes
+
+
+class AttributeModel(Protocol):
+    """What k attributes do to codes "b s ...", as amounts in spreads "b k", and how they are read off them.
+
+    `abduct` and `predict` are the steps of a counterfactual in a causal model (Pearl): infer what else made this scan,
+    held fixed, then say what it would be with other attributes. predict(abduct(z, a), a) = z.
+    """
+
+    @property
+    def card(self) -> AttributesCard:
+        """Names, units and range of the attributes, and of which generator the codes are."""
+        ...
+
+    def read(self, semantic: Tensor) -> Tensor:
+        """Amounts "b k" of codes."""
+        ...
+
+    def abduct(self, semantic: Tensor, amounts: Tensor) -> Tensor:
+        """What else made the codes, given their amounts: "b ...", of any shape."""
+        ...
+
+    def predict(self, held: Tensor, amounts: Tensor) -> Tensor:
+        """The codes with other amounts; differentiable in the amounts."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,32 +79,19 @@ class AttributeDirections:
         """
         if len(codes) <= len(names) + 1:
             raise ConfigError(f"{len(codes)} rated scans for {len(names)} attributes; more scans are needed.")
-        mean, spread = values.mean(0), values.std(0)
-        for where, rated in (("these scans", values), ("the held-out scans", held_out[1])):
-            constant = [
-                name for name, column in zip(names, rated.unbind(1), strict=True) if len(set(column.tolist())) < 2
-            ]
-            if constant:
-                raise ConfigError(f"attribute(s) {', '.join(constant)} never vary in {where}; leave them out.")
-        amounts = ((values - mean) / spread).double()
+        card = AttributesCard.of(names, values, generator_hash)
+        check_varying(names, held_out[1], "the held-out scans")
+        amounts = card.amounts(values.double())
         middle = codes.mean(0)
         flat = (codes - middle).flatten(1).double()
         directions = torch.linalg.lstsq(amounts, flat).solution
-        test = (held_out[0] - middle).flatten(1).double(), ((held_out[1] - mean) / spread).double()
+        test = (held_out[0] - middle).flatten(1).double(), card.amounts(held_out[1].double())
         eigenvalues, vectors = torch.linalg.eigh(flat.T @ flat)
         turned = vectors.T @ (flat.T @ amounts)
         readers = [vectors @ (turned / (eigenvalues.clamp(min=0) + penalty)[:, None]) for penalty in PENALTIES]
         fits = [1 - ((test[0] @ reader - test[1]) ** 2).mean(0) / test[1].var(0, unbiased=False) for reader in readers]
         best = max(range(len(readers)), key=lambda k: float(fits[k].mean()))
-        card = AttributesCard(
-            names=list(names),
-            mean=mean.tolist(),
-            spread=spread.tolist(),
-            low=amounts.amin(0).tolist(),
-            high=amounts.amax(0).tolist(),
-            generator_hash=generator_hash,
-            about={"read": {name: round(float(fit), 3) for name, fit in zip(names, fits[best], strict=True)}},
-        )
+        card.about["read"] = {name: round(float(fit), 3) for name, fit in zip(names, fits[best], strict=True)}
         shape = (len(names), *middle.shape)
         return cls(card, directions.float().reshape(shape), readers[best].T.float().reshape(shape), middle)
 
@@ -88,34 +100,16 @@ class AttributeDirections:
         flat = rearrange(semantic - self.middle.to(semantic), "b ... -> b (...)")
         return flat @ rearrange(self.reader.to(semantic), "k ... -> (...) k")
 
-    def without(self, frozen: Sequence[str]) -> AttributeDirections:
-        """The same with some attributes frozen: left out of what can be changed.
+    def abduct(self, semantic: Tensor, amounts: Tensor) -> Tensor:
+        """What is not the attributes: codes "b s ..." less what their amounts "b k" put there."""
+        return semantic - self._put(amounts)
 
-        Errors: ConfigError for a name that is no attribute, and where nothing is left.
-        """
-        unknown = [name for name in frozen if name not in self.card.names]
-        if unknown:
-            raise ConfigError(
-                f"frozen attribute(s) {', '.join(unknown)} do not exist; these directions have "
-                f"{', '.join(self.card.names)}."
-            )
-        kept = [k for k, name in enumerate(self.card.names) if name not in frozen]
-        if not kept:
-            raise ConfigError("all attributes are frozen: nothing could change. Free at least one.")
+    def predict(self, held: Tensor, amounts: Tensor) -> Tensor:
+        """Codes "b s ..." of what `abduct` held, with amounts "b k". Differentiable in both."""
+        return held + self._put(amounts)
 
-        def of(values: list[Any]) -> list[Any]:
-            return [values[k] for k in kept]
-
-        card = self.card
-        smaller = replace(
-            card,
-            names=of(card.names),
-            mean=of(card.mean),
-            spread=of(card.spread),
-            low=of(card.low),
-            high=of(card.high),
-        )
-        return AttributeDirections(smaller, self.directions[kept], self.reader[kept], self.middle)
+    def _put(self, amounts: Tensor) -> Tensor:
+        return einsum(amounts, self.directions.to(amounts), "b k, k ... -> b ...")
 
     def save(self, folder: Path) -> None:
         """Write attributes.safetensors and card.yaml."""
@@ -132,21 +126,34 @@ class AttributeDirections:
 class AttributeSpace(Space):
     """Scans "b s c h w" <-> Code(semantic "b k" = amounts in spreads, stochastic = what is held fixed, flattened).
 
-    D'(a) = D(z + sum_k (a_k - a0_k) v_k, x_T), with z and x_T the scan's own codes and a0 the amounts read off z: at
-    a = a0 it is the plain decode. Differentiable in the amounts.
+    D'(a) = D(model.predict(held, a), x_T), with x_T the scan's own, a0 the amounts read off its code z, and held =
+    model.abduct(z, a0): at a = a0 it is the plain decode. Differentiable in the amounts.
+
+    frozen: names of attributes that keep the scan's own amounts; the code is of the others, as the card `attributes`.
+
+    Errors: ConfigError for a frozen name that is no attribute, and where nothing is left.
     """
 
-    def __init__(self, generator: Any, directions: AttributeDirections) -> None:
+    def __init__(self, generator: Any, model: AttributeModel, frozen: Sequence[str] = ()) -> None:
         super().__init__(generator)
-        self.directions = directions
+        names = model.card.names
+        if unknown := [name for name in frozen if name not in names]:
+            raise ConfigError(f"frozen attribute(s) {', '.join(unknown)} do not exist; there are {', '.join(names)}.")
+        self.free = [k for k, name in enumerate(names) if name not in frozen]
+        if not self.free:
+            raise ConfigError("all attributes are frozen: nothing could change. Free at least one.")
+        self.model, self.attributes = model, model.card.only(self.free)
 
     def encode_semantic(self, image: Tensor) -> Tensor:
         """Amounts "b k" of scans "b s c h w"."""
-        return self.directions.read(self.generator.encode_semantic(image))
+        return self.model.read(self.generator.encode_semantic(image))[:, self.free]
 
     def encode(self, image: Tensor) -> Code:
         """Scan "b s c h w" in [-1, 1] -> amounts, and its own codes."""
-        return self._packed(self.generator.encode(image))
+        own = self.generator.encode(image)
+        amounts = self.model.read(own.semantic)
+        held = self.model.abduct(own.semantic, amounts)
+        return self._packed(held, own.stochastic, amounts)
 
     def decode(self, code: Code) -> Tensor:
         """Amounts -> scan "b s c h w"; not clamped. Only after `encode`, which learns the shapes of what is fixed."""
@@ -158,25 +165,24 @@ class AttributeSpace(Space):
 
     def refreshed(self, code: Code, seed: int) -> Code:
         """The same codes with a fresh x_T."""
-        own, stochastic, _ = self._fixed(code)
+        held, stochastic, amounts = self._fixed(code)
         if not stochastic.numel():
             return code
+        own = self.model.predict(held, amounts)
         fresh = same_stochastic(self.generator, own, seed).to(stochastic)
-        return Code(code.semantic, self._packed(Code(own, fresh)).stochastic)
+        return Code(code.semantic, self._packed(held, fresh, amounts).stochastic)
 
-    def _packed(self, own: Code) -> Code:
-        amounts = self.directions.read(own.semantic)
-        nothing = own.semantic.new_zeros(len(amounts), 0)
-        stochastic = nothing if own.stochastic is None else own.stochastic
-        fixed, self._shapes = pack([own.semantic, stochastic, amounts], "b *")
-        return Code(amounts, fixed)
+    def _packed(self, held: Tensor, stochastic: Tensor | None, amounts: Tensor) -> Code:
+        nothing = held.new_zeros(len(amounts), 0)
+        fixed, self._shapes = pack([held, nothing if stochastic is None else stochastic, amounts], "b *")
+        return Code(amounts[:, self.free], fixed)
 
     def _fixed(self, code: Code) -> list[Tensor]:
-        """The scan's semantic codes, its x_T (empty without one) and its own amounts."""
+        """What is not attributes, x_T (empty without one), and the scan's own amounts of all attributes."""
         assert code.stochastic is not None  # `encode` has packed them
         return unpack(code.stochastic, self._shapes, "b *")
 
     def _edited(self, code: Code) -> Code:
-        own, stochastic, amounts = self._fixed(code)
-        change = einsum(code.semantic - amounts, self.directions.directions.to(own), "b k, k ... -> b ...")
-        return Code(own + change, stochastic if stochastic.numel() else None)
+        held, stochastic, amounts = self._fixed(code)
+        amounts = amounts.to(code.semantic).index_copy(1, torch.tensor(self.free, device=amounts.device), code.semantic)
+        return Code(self.model.predict(held, amounts), stochastic if stochastic.numel() else None)

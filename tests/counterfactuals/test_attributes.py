@@ -126,7 +126,7 @@ def test_a_black_box_that_does_not_see_small_changes_is_still_found_out(planted)
 
 def test_the_settings_say_what_is_wrong_with_them(planted, tmp_path) -> None:
     world, folder = planted()
-    with pytest.raises(ConfigError, match="colour do not exist; these directions have size, light, round"):
+    with pytest.raises(ConfigError, match="colour do not exist; there are size, light, round"):
         search(world, Attributes(folder, ("colour",)), torch.zeros(4, dtype=torch.long))
     with pytest.raises(ConfigError, match="all attributes are frozen"):
         search(world, Attributes(folder, tuple(NAMES)), torch.zeros(4, dtype=torch.long))

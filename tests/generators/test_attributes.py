@@ -99,19 +99,6 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         AttributeDirections.fit(NAMES, codes[:4], values[:4], (codes, values), "")
 
 
-def test_frozen_attributes_are_left_out_and_unknown_ones_listed() -> None:
-    found = fitted()
-    smaller = found.without(["light"])
-    assert smaller.card.names == ["size", "round"]
-    assert smaller.card.high == [found.card.high[0], found.card.high[2]]
-    assert torch.equal(smaller.directions, found.directions[[0, 2]])
-    torch.testing.assert_close(smaller.read(rated(3)[0]), found.read(rated(3)[0])[:, [0, 2]])
-    with pytest.raises(ConfigError, match="colour do not exist; these directions have size, light, round"):
-        found.without(["colour"])
-    with pytest.raises(ConfigError, match="all attributes are frozen"):
-        found.without(NAMES)
-
-
 class Doubling:
     """Decodes a code to twice itself plus its noise; one evaluation a call, and a preview without the noise."""
 
@@ -151,6 +138,23 @@ def test_own_amounts_give_the_plain_decode_and_others_a_shift_along_the_directio
     torch.testing.assert_close(space.preview(code), image)
     assert space.forwards == generator.forwards == 4
     assert space.card is generator.card
+
+
+def test_frozen_attributes_keep_the_scans_own_amounts_and_unknown_ones_are_listed() -> None:
+    found, image = fitted(), 2 * rated(3)[0]
+    space = AttributeSpace(Doubling(), found, ["light"])
+    assert space.attributes.names == ["size", "round"]
+    assert space.attributes.high == [found.card.high[0], found.card.high[2]]
+    code = space.encode(image)
+    torch.testing.assert_close(code.semantic, found.read(image / 2)[:, [0, 2]])
+    torch.testing.assert_close(code.semantic, space.encode_semantic(image))
+    moved = space.preview(Code(code.semantic + torch.tensor([1.0, -2.0]), code.stochastic)) - image
+    expected = 2 * (found.directions[0] - 2 * found.directions[2])
+    torch.testing.assert_close(moved, expected.expand_as(moved), atol=1e-3, rtol=1e-3)
+    with pytest.raises(ConfigError, match="colour do not exist; there are size, light, round"):
+        AttributeSpace(Doubling(), found, ["colour"])
+    with pytest.raises(ConfigError, match="all attributes are frozen"):
+        AttributeSpace(Doubling(), found, NAMES)
 
 
 def test_the_decode_is_differentiable_in_the_amounts() -> None:

@@ -16,6 +16,7 @@ from diffcf.counterfactuals import METHODS
 from diffcf.data.phantom.folder import PhantomSet, write_scenes
 from diffcf.data.phantom.labels import MALIGNANCY
 from diffcf.errors import CheckpointError, ConfigError
+from diffcf.generators.attribute_flow import load_attributes
 from diffcf.generators.attributes import AttributeDirections
 from diffcf.options import ExplainOptions
 from diffcf.weights import content_hash
@@ -86,6 +87,20 @@ def test_attribute_directions_are_fitted(attributes, capsys) -> None:
     for names, says in (("[colour]", "in no manifest; there are column, row"), ("[column, gone]", "gone")):
         with pytest.raises(ConfigError, match=says):
             run("train", "attributes", "--names", names)
+
+
+def test_a_flow_of_attributes_is_trained_and_resumed_and_turns_a_decision(trained) -> None:
+    figures = run("train", "attribute_flow", "--steps", "30")
+    more = run("train", "attribute_flow")
+    assert more["velocity"] < figures["velocity"]
+    flow = load_attributes("runs/tiny/attribute-flow/attributes")
+    assert flow.card.names == ["column", "row"]
+    assert flow.card.about["read"]["column"] > 0.5
+    assert (flow.card.about["steps"], flow.card.about["scans"]) == (60, 60)
+    run("evaluation", "introspection", "--how.attributes", "runs/tiny/attribute-flow/attributes", "--pictures", "0")
+    free, frozen = result(trained[0], "introspection")["rows"]
+    assert free["changed"] > 0
+    assert frozen["first"].startswith(("row", "none"))
 
 
 def test_introspection(attributes, trained) -> None:
