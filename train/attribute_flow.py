@@ -49,7 +49,7 @@ class Config(loop.Stage):
         channels: width of each level of the velocity's network.
         reader_channels: width of each level of the network that reads the attributes.
         integration: steps of the flow, each of two evaluations.
-        augmentation: views of a scan that have the same attributes.
+        augmentation: views of a scan that have the same attributes, for the network that reads them.
         data, terms: of the scans, in words, for the card.
         seed: of initialisation, order, views, times and noise.
     """
@@ -114,10 +114,11 @@ def main(config: Config) -> dict[str, float]:
         parts = [
             config.augmentation(images[i : i + 1], preparation.window, own) for i, own in zip(index, drawn, strict=True)
         ]
-        codes = codes_of(torch.cat(parts))
+        codes, views = rearrange(known, "(n s) d h w -> n s d h w", s=config.slices)[index], codes_of(torch.cat(parts))
         time = torch.cat([torch.rand(config.slices, generator=own) for own in drawn]).to(device)
-        noise = noise_for(index, (config.slices, *codes.shape[1:]), config.seed, step)
-        return codes, amounts_of(values[index]), time, rearrange(noise, "b s ... -> (b s) ...").to(device)
+        noise = noise_for(index, codes.shape[1:], config.seed, step).to(device)
+        codes, noise = (rearrange(part, "b s ... -> (b s) ...") for part in (codes, noise))
+        return codes, views, amounts_of(values[index]), time, noise
 
     command = command_line(__file__, "accelerate launch")
     about = {"data": config.data, "terms": config.terms, "command": command, "seed": config.seed, "scans": len(images)}

@@ -64,7 +64,7 @@ class FlowNetwork(ModelMixin, ConfigMixin):
             )
         self.unet = UNet2DModel(
             sample_size=code_size,
-            in_channels=code_dim,
+            in_channels=2 * code_dim,
             out_channels=code_dim,
             block_out_channels=tuple(channels),
             layers_per_block=1,
@@ -75,9 +75,10 @@ class FlowNetwork(ModelMixin, ConfigMixin):
             norm_num_groups=norm_groups,
             add_attention=False,
         )
-        self.project = nn.Sequential(
-            nn.Linear(attributes, channels[0] * 4), nn.SiLU(), nn.Linear(channels[0] * 4, channels[0] * 4)
-        )
+        width = channels[0] * 4
+        self.project = nn.Sequential(nn.Linear(attributes, width), nn.SiLU(), nn.Linear(width, width))
+        # Convolutions do not know where they are: what scans with these attributes have at each place is laid beside x.
+        self.places = nn.Sequential(nn.SiLU(), nn.Linear(width, code_dim * code_size**2))
         self.reader = SemanticEncoder(code_size, code_dim, 1, reader_channels, attributes, spatial=False)
         self.register_buffer("middle", torch.zeros(code_dim, 1, 1))
         self.register_buffer("spread", torch.ones(code_dim, 1, 1))
@@ -93,7 +94,9 @@ class FlowNetwork(ModelMixin, ConfigMixin):
 
     def forward(self, x: Tensor, time: Tensor, amounts: Tensor) -> Tensor:
         """Velocity at standardised x "b d h w" and times "b" from 0 (noise) to 1 (codes), for amounts "b k"."""
-        return self.unet(x, TIMES * time, self.project(amounts)).sample
+        told = self.project(amounts)
+        places = rearrange(self.places(told), "b (d h w) -> b d h w", h=x.shape[-2], w=x.shape[-1])
+        return self.unet(torch.cat([x, places], 1), TIMES * time, told).sample
 
     def moved(self, x: Tensor, amounts: Tensor, *, back: bool = False) -> Tensor:
         """From noise to standardised codes, or back: dx = velocity dt over equal steps of the midpoint rule."""

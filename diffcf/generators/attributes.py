@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from einops import einsum, pack, rearrange, unpack
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffcf.cards import AttributesCard, check_varying, read_card, write_card
 from diffcf.errors import ConfigError
@@ -146,14 +146,13 @@ class AttributeSpace(Space):
 
     def encode_semantic(self, image: Tensor) -> Tensor:
         """Amounts "b k" of scans "b s c h w"."""
-        return self.model.read(self.generator.encode_semantic(image))[:, self.free]
+        return self._model(image).read(self.generator.encode_semantic(image))[:, self.free]
 
     def encode(self, image: Tensor) -> Code:
         """Scan "b s c h w" in [-1, 1] -> amounts, and its own codes."""
-        own = self.generator.encode(image)
-        amounts = self.model.read(own.semantic)
-        held = self.model.abduct(own.semantic, amounts)
-        return self._packed(held, own.stochastic, amounts)
+        own, model = self.generator.encode(image), self._model(image)
+        amounts = model.read(own.semantic)
+        return self._packed(model.abduct(own.semantic, amounts), own.stochastic, amounts)
 
     def decode(self, code: Code) -> Tensor:
         """Amounts -> scan "b s c h w"; not clamped. Only after `encode`, which learns the shapes of what is fixed."""
@@ -171,6 +170,12 @@ class AttributeSpace(Space):
         own = self.model.predict(held, amounts)
         fresh = same_stochastic(self.generator, own, seed).to(stochastic)
         return Code(code.semantic, self._packed(held, fresh, amounts).stochastic)
+
+    def _model(self, image: Tensor) -> AttributeModel:
+        """The model, with its weights where the scans are; directions follow by themselves."""
+        if isinstance(self.model, nn.Module):
+            self.model.to(image.device)
+        return self.model
 
     def _packed(self, held: Tensor, stochastic: Tensor | None, amounts: Tensor) -> Code:
         nothing = held.new_zeros(len(amounts), 0)

@@ -36,9 +36,10 @@ def rated_scans(
 
 
 class FlowLoss(nn.Module):
-    """E || velocity(x_t, t, a) - (z - u) ||^2 + E || reader(z) - a ||^2, x_t = (1 - t) u + t z.
+    """E || velocity(x_t, t, a) - (z - u) ||^2 + E || reader(z') - a ||^2, x_t = (1 - t) u + t z.
 
-    z are standardised codes, u is white noise (rectified flow; Liu et al. 2023, Eq. 1). Both parts have weights of
+    z are standardised codes, z' those of another view of the same scan, u is white noise (rectified flow; Liu et al.
+    2023, Eq. 1). The flow learns scans as they are, the reader what stays the same in all views. Both have weights of
     their own, so that neither disturbs the other.
     """
 
@@ -46,16 +47,16 @@ class FlowLoss(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, codes: Tensor, amounts: Tensor, time: Tensor, noise: Tensor) -> Tensor:
-        """Scalar over codes "b d h w", amounts "b k", times "b" in [0, 1] and noise like the codes."""
-        return sum(self.parts(codes, amounts, time, noise), codes.new_zeros(()))
+    def forward(self, codes: Tensor, views: Tensor, amounts: Tensor, time: Tensor, noise: Tensor) -> Tensor:
+        """Scalar over codes, and those of other views, "b d h w", amounts "b k", times "b" in [0, 1], and noise."""
+        read = self.network.reader(self.network.plain(views))
+        return self.of_the_velocity(codes, amounts, time, noise) + F.mse_loss(read, amounts)
 
-    def parts(self, codes: Tensor, amounts: Tensor, time: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Both parts apart."""
+    def of_the_velocity(self, codes: Tensor, amounts: Tensor, time: Tensor, noise: Tensor) -> Tensor:
+        """The first part alone."""
         plain = self.network.plain(codes)
         x = torch.lerp(noise, plain, time[:, None, None, None])
-        velocity = self.network(x, time, amounts)
-        return F.mse_loss(velocity.float(), plain - noise), F.mse_loss(self.network.reader(plain).float(), amounts)
+        return F.mse_loss(self.network(x, time, amounts), plain - noise)
 
 
 @torch.no_grad()
@@ -69,7 +70,7 @@ def judge_flow(network: FlowNetwork, codes: Tensor, amounts: Tensor, batch: int 
 
     def error(given: Tensor) -> float:
         parts = zip(*(each.split(batch) for each in (codes, given, time, noise)), strict=True)
-        return sum(float(loss.parts(*part)[0]) * len(part[0]) for part in parts) / len(codes)
+        return sum(float(loss.of_the_velocity(*part)) * len(part[0]) for part in parts) / len(codes)
 
     own = error(amounts)
     return {
