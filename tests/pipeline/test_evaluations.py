@@ -89,7 +89,7 @@ def test_attribute_directions_are_fitted(attributes, capsys) -> None:
             run("train", "attributes", "--names", names)
 
 
-def test_a_flow_of_attributes_is_trained_and_resumed_and_turns_a_decision(trained) -> None:
+def test_a_flow_of_attributes_is_trained_and_resumed_and_introspects(trained) -> None:
     figures = run("train", "attribute_flow", "--steps", "30")
     more = run("train", "attribute_flow")
     assert more["velocity"] < figures["velocity"]
@@ -97,13 +97,6 @@ def test_a_flow_of_attributes_is_trained_and_resumed_and_turns_a_decision(traine
     assert flow.card.names == ["column", "row"]
     assert flow.card.about["read"]["column"] > 0.5
     assert (flow.card.about["steps"], flow.card.about["scans"]) == (60, 60)
-    run("evaluation", "introspection", "--how.attributes", "runs/tiny/attribute-flow/attributes", "--pictures", "0")
-    free, frozen = result(trained[0], "introspection")["rows"]
-    assert free["changed"] > 0
-    assert frozen["first"].startswith(("row", "none"))
-
-
-def test_introspection(attributes, trained) -> None:
     run("evaluation", "introspection")
     free, frozen = result(trained[0], "introspection")["rows"]
     assert [(row["frozen"], row["default"], row["n"]) for row in (free, frozen)] == [

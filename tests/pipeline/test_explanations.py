@@ -46,7 +46,7 @@ def test_explain_in_attribute_space(attributes, trained) -> None:
 
 @pytest.mark.parametrize(
     ("freeze", "says"),
-    [("colour,row", "colour do not exist; these directions have column, row"), ("column,row", "Free at least one")],
+    [("colour,row", "colour do not exist; there are column, row"), ("column,row", "Free at least one")],
 )
 def test_what_cannot_be_frozen_is_refused(attributes, trained, capsys, freeze: str, says: str) -> None:
     assert explain("none", *DIRECTIONS, "--freeze", freeze) == 2
