@@ -15,7 +15,6 @@ from diffcf.counterfactuals.ray import Ray
 from diffcf.counterfactuals.solvers import ProximalGradient, Solver
 from diffcf.counterfactuals.steps import StepSearch
 from diffcf.distances import L1
-from diffcf.generators.attribute_flow import load_attributes
 from diffcf.generators.attributes import AttributeSpace
 
 
@@ -45,6 +44,8 @@ class Attributes(Method):
 
     def space(self, generator: Any) -> AttributeSpace:
         """The attributes that are not frozen, as the code."""
+        from diffcf.generators.attribute_flow import load_attributes  # which imports diffusers: seconds
+
         return AttributeSpace(generator, load_attributes(self.attributes), self.frozen)
 
     def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:
