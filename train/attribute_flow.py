@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from einops import rearrange, repeat
 from torch import Tensor
 
-from diffcf.cards import AttributesCard
+from diffcf.cards import AttributesCard, check_varying
 from diffcf.data.manifest import Manifest
 from diffcf.errors import ConfigError
 from diffcf.generators.attribute_flow import AttributeFlow, FlowNetwork
@@ -81,6 +81,7 @@ def main(config: Config) -> dict[str, float]:
     with accelerator.main_process_first():  # the others find the cut fields on disk
         sets = {split: rated_scans(manifest, preparation, config.names, split) for split in ("train", "val")}
     images, values = sets["train"]
+    check_varying(config.names, sets["val"][1], "the held-out scans")
     card = AttributesCard.of(config.names, values, content_hash(config.generator, "generator"))
 
     @torch.no_grad()
