@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -44,9 +44,8 @@ class Question:
 
     Args:
         generator: folder or bundled name.
-        attributes: folder of the directions (train/attributes.py) or of the flow (train/attribute_flow.py).
+        method: over which attributes, and how.
         search: how far to go, with the asked score of a criticism.
-        distance_weight, asked: of the method, see `Attributes`.
         sure: the score of a prototype.
         scans: at most so many of each class; 0 takes all.
         split: test, or val while something is still being chosen.
@@ -54,10 +53,8 @@ class Question:
     """
 
     generator: str
-    attributes: Path
+    method: Attributes
     search: StepSearch = field(default_factory=StepSearch)
-    distance_weight: float = 0.2
-    asked: float = 0.9
     sure: float = 0.95
     scans: int = 0
     split: str = "test"
@@ -109,8 +106,7 @@ class Asked:
 
     def method(self, frozen: tuple[str, ...] = ()) -> Attributes:
         """The search over all attributes but the frozen ones."""
-        question = self.question
-        return Attributes(question.attributes, frozen, distance_weight=question.distance_weight, asked=question.asked)
+        return replace(self.question.method, frozen=self.question.method.frozen + frozen)
 
     def card(self, frozen: tuple[str, ...] = ()) -> AttributesCard:
         """What is known about the attributes that are free."""

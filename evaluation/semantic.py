@@ -41,8 +41,6 @@ from diffcf.metrics.scattering import Scattering
 from diffcf.training.command import run_script
 from diffcf.types import Code
 
-HALVINGS = 8  # of the patients, that a Frechet distance is the mean of
-
 
 @dataclass(frozen=True)
 class Config:
@@ -60,6 +58,7 @@ class Config:
         read: at most so many scans of each class for the reader of codes; 0 takes all.
         split: test, or val while something is still being chosen.
         batch: scans at once.
+        halvings: of the patients, that a Frechet distance is the mean of.
         data: what the data are, in words.
         resamples: of the bootstrap over patients.
         seed: of the noise, the halvings and the bootstrap.
@@ -76,6 +75,7 @@ class Config:
     read: int = 150
     split: str = "test"
     batch: int = 32
+    halvings: int = 8
     data: str = ""
     resamples: int = 1000
     seed: int = 0
@@ -130,14 +130,14 @@ def changes(spread: Spread, config: Config) -> Iterator[tuple[str, Change]]:
         yield f"noise {amount:g}", lambda semantic, amount=amount: spread.noised(semantic, amount, config.seed)
 
 
-def halved(made: Tensor, real: Tensor, patients: Sequence[str], seed: int) -> float:
+def halved(made: Tensor, real: Tensor, patients: Sequence[str], seed: int, halvings: int = 8) -> float:
     """Frechet distance of features "n d" of one half of the patients from real ones of the other, over halvings.
 
     Halves differ in size by a patient's scans; the larger is cut, since the distance depends on the numbers.
     """
     owners, whose = sorted(set(patients)), np.array(patients)
     random, found = np.random.default_rng(seed), []
-    for _ in range(HALVINGS):
+    for _ in range(halvings):
         half = np.isin(whose, random.permutation(owners)[: len(owners) // 2])
         size = min(half.sum(), (~half).sum())
         for here, there in ((half, ~half), (~half, half)):
@@ -174,7 +174,8 @@ def judge(made: Tensor, looked: Looked, config: Config) -> dict[str, float]:
     figures = {key: reduce(value, "n s -> n", "mean").numpy() for key, value in of_slices.items()}
     figures["same"] = (looked.decisions(made) == looked.decided).float().numpy()
     row = mean_row(figures, looked.patients, resamples=config.resamples, seed=config.seed)
-    return row | {"frechet": halved(looked.features(made), looked.real, looked.patients, config.seed)}
+    distance = halved(looked.features(made), looked.real, looked.patients, config.seed, config.halvings)
+    return row | {"frechet": distance}
 
 
 def rows_of(
@@ -237,7 +238,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         "split": config.split,
         "n": count,
         "patients": len(set(looked.patients)),
-        "frechet_real": halved(looked.real, looked.real, looked.patients, config.seed),
+        "frechet_real": halved(looked.real, looked.real, looked.patients, config.seed, config.halvings),
     }
     table = []
     for name, generator in track(loaded.items(), description="generators"):

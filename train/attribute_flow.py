@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from accelerate import Accelerator
@@ -125,9 +126,10 @@ def main(config: Config) -> dict[str, float]:
     about = {"data": config.data, "terms": config.terms, "command": command, "seed": config.seed, "scans": len(images)}
 
     def validate(averaged: FlowNetwork, done: int) -> dict[str, float]:
-        figures = judge_flow(averaged, *held_out)
-        read = {name: round(fit, 3) for name, fit in zip(config.names, read_by(averaged, *held_out), strict=True)}
-        said = replace(card, about={**about, "steps": done, "validation": figures, "read": read})
+        read = dict(zip(config.names, read_by(averaged, *held_out), strict=True))
+        figures = {**judge_flow(averaged, *held_out), "read": fmean(read.values())}
+        shown = {name: round(fit, 3) for name, fit in read.items()}
+        said = replace(card, about={**about, "steps": done, "validation": figures, "read": shown})
         AttributeFlow(averaged, said).save(config.out / "attributes")
         return figures
 

@@ -4,13 +4,15 @@
 
 Splits are by patient: the manifest's own, or k folds of its train and val; test rows are never read. The weights that
 are best on the validation part go to OUT/blackbox; with `--fold all` to OUT/fold-I/blackbox, figures to OUT/folds.json.
+A run that is cut off goes on after its last whole epoch when it is started again.
 """
 
 from __future__ import annotations
 
-import copy
 import json
+import shutil
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -30,13 +32,17 @@ from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest, ManifestRow
 from diffcf.errors import ConfigError
 from diffcf.metrics.classification import figures_of
+from diffcf.training.checkpoint import has_checkpoint
 from diffcf.training.classification import Augmentation, check_labels, class_weights
 from diffcf.training.command import command_line, run_script
-from diffcf.training.keyed import Order, generator
+from diffcf.training.epochs import Epochs
+from diffcf.training.keyed import Order, drawn_by, generator
 from diffcf.training.loop import check_launcher
-from diffcf.training.run import Plan
+from diffcf.training.run import Plan, settings
 
 OF_CARD = ("preparation", "classes", "architecture", "architecture_args", "slice_mode")
+FREE = ("data", "terms", "out", "overwrite")  # what a resumed run may change
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,8 @@ def judge(classifier: nn.Module, scans: ScanDataset, config: Config, device: tor
 
 def fit(accelerator: Accelerator, config: Config, parts: tuple[list, list], out: Path) -> dict[str, float]:
     """Train on the first part, keep the epoch that is best on the second, write OUT/blackbox; returns its figures."""
-    if not config.overwrite and (out / "blackbox" / CARD_NAME).exists():
+    begun = has_checkpoint(out / CHECKPOINTS)
+    if not (begun or config.overwrite) and (out / "blackbox" / CARD_NAME).exists():
         raise ConfigError(
             f"{out / 'blackbox'} holds a black box already: give another --out, or --overwrite true to replace it."
         )
@@ -119,6 +126,8 @@ def fit(accelerator: Accelerator, config: Config, parts: tuple[list, list], out:
     classifier = build_classifier(card).to(device)
     averaged: Any = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
     adam = torch.optim.AdamW(classifier.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    run = Epochs(out / CHECKPOINTS, classifier, averaged, adam, settings(config, FREE))
+    run.resume()
     module, optimiser = accelerator.prepare(classifier, adam)
     even = class_weights(train.labels, len(config.classes))
     weighed = even if config.balance == "loss" else None
@@ -127,41 +136,45 @@ def fit(accelerator: Accelerator, config: Config, parts: tuple[list, list], out:
     order = Order(len(train), min(config.batch, len(train)), config.seed, drawn)
     length = order.steps_per_epoch
     plan = Plan(config.learning_rate, config.epochs * length, round(config.warmup * length), cooldown=1.0)
-    best, best_value, best_epoch, kept = {}, float("-inf"), 0, {}
     console = Console(quiet=not accelerator.is_main_process)
+    if run.done:
+        console.print(f"resumed after epoch {run.done}")
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("classifier", total=config.epochs)
-        for epoch in range(1, config.epochs + 1):
+        task = progress.add_task("classifier", total=config.epochs, completed=run.done)
+        for epoch in range(run.done + 1, config.epochs + 1):
+            if config.patience and run.done - run.best >= config.patience:
+                break
             module.train()
             random = generator("views", config.seed, epoch, rank)
             for step in range((epoch - 1) * length, epoch * length):
                 plan.apply(adam, step)
                 index = order.at(step, rank, world)
                 image = config.augmentation(train.images[index], config.preparation.window, random)
-                # The mean over scans, not over weights: each process has other scans.
-                accelerator.backward(criterion(module(image.to(device)), train.labels[index].to(device)).mean())
+                with drawn_by(device, "layers", config.seed, step, rank):
+                    losses = criterion(module(image.to(device)), train.labels[index].to(device))
+                accelerator.backward(losses.mean())  # over scans, not over weights: each process has other scans
                 optimiser.step()
                 optimiser.zero_grad()
                 averaged.update_parameters(classifier)
             figures = judge(averaged.module, val, config, device)
             # Batch statistics differ between processes, which must stop together: the first one's word holds.
             chosen: Any = broadcast(torch.tensor(figures[config.select], device=device))
-            if float(chosen) > best_value:
-                best, best_value, best_epoch = figures, float(chosen), epoch
-                kept = copy.deepcopy(averaged.module.network.net.state_dict())
-                console.print(f"epoch {epoch}: {config.select} {best_value:.4f}, saturated {figures['saturated']:.2f}")
+            if run.judged(figures, float(chosen)):
+                console.print(f"epoch {epoch}: {config.select} {run.highest:.4f}, saturated {figures['saturated']:.2f}")
+            if accelerator.is_main_process and isfinite(float(chosen)):  # weights that are not finite never are written
+                run.save()
             progress.update(task, advance=1)
-            if config.patience and epoch - best_epoch >= config.patience:
-                break
-    if not kept:
+    if not run.kept:
         raise ConfigError("no epoch gave a finite figure; lower learning_rate.")
     if accelerator.is_main_process:
-        shown = {name: round(value, 4) for name, value in best.items()}
+        shown = {name: round(value, 4) for name, value in run.figures.items()}
         about = {"data": config.data, "terms": config.terms, "command": command_line(__file__, "accelerate launch")}
-        about |= {"seed": config.seed, "epoch": best_epoch, "train": len(train), "validation": {"n": len(val), **shown}}
-        save_blackbox(kept, replace(card, about=about), out / "blackbox", half=config.half)
-        console.print(f"epoch {best_epoch} on {len(val)} validation scans:", shown)
-    return best
+        about |= {"seed": config.seed, "epoch": run.best, "train": len(train), "validation": {"n": len(val), **shown}}
+        averaged.module.load_state_dict(run.kept)
+        best = averaged.module.network.net.state_dict()
+        save_blackbox(best, replace(card, about=about), out / "blackbox", half=config.half)
+        console.print(f"epoch {run.best} on {len(val)} validation scans:", shown)
+    return run.figures
 
 
 def main(config: Config) -> dict[str, float]:
@@ -169,18 +182,25 @@ def main(config: Config) -> dict[str, float]:
     accelerator, manifest = Accelerator(), Manifest.read_all(config.manifests)
     check_launcher(accelerator)
     if config.fold is None:
-        return fit(accelerator, config, (manifest.split("train"), manifest.split("val")), config.out)
-    parts = manifest.folds(config.folds, config.seed)
-    if config.fold != "all":
-        if config.fold not in range(config.folds):
-            raise ConfigError(f"fold {config.fold}: expected 0 to {config.folds - 1}, all, or null.")
-        return fit(accelerator, config, parts[config.fold], config.out)
-    every = [fit(accelerator, config, part, config.out / f"fold-{i}") for i, part in enumerate(parts)]
-    means, spread = ({name: of([one[name] for one in every]) for name in every[0]} for of in (fmean, stdev))
+        runs = {config.out: (manifest.split("train"), manifest.split("val"))}
+    elif config.fold == "all":
+        runs = {config.out / f"fold-{i}": part for i, part in enumerate(manifest.folds(config.folds, config.seed))}
+    elif config.fold in range(config.folds):
+        runs = {config.out: manifest.folds(config.folds, config.seed)[config.fold]}
+    else:
+        raise ConfigError(f"fold {config.fold}: expected 0 to {config.folds - 1}, all, or null.")
+    every = [fit(accelerator, config, parts, out) for out, parts in runs.items()]
+    figures = every[0]
+    if config.fold == "all":
+        figures, spread = ({name: of([one[name] for one in every]) for name in every[0]} for of in (fmean, stdev))
+        if accelerator.is_main_process:
+            written = json.dumps({"mean": figures, "std": spread, "folds": every}, indent=2)
+            (config.out / "folds.json").write_text(written)
+            Console().print({name: f"{mean:.3f} ± {spread[name]:.3f}" for name, mean in figures.items()})
     if accelerator.is_main_process:
-        (config.out / "folds.json").write_text(json.dumps({"mean": means, "std": spread, "folds": every}, indent=2))
-        Console().print({name: f"{mean:.3f} ± {spread[name]:.3f}" for name, mean in means.items()})
-    return means
+        for out in runs:  # of all folds at once: until the last one has ended the same command goes on
+            shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    return figures
 
 
 if __name__ == "__main__":

@@ -66,6 +66,23 @@ def _said(value: Any) -> Any:
     return [_said(one) for one in value] if isinstance(value, list | tuple) else value
 
 
+def resumable(folder: Path, settings: dict[str, Any]) -> Checkpoint | None:
+    """The newest checkpoint of a run with these settings; None where there is none.
+
+    Errors: ConfigError for a run with other settings, named; CheckpointError for a damaged checkpoint.
+    """
+    last = newest_checkpoint(folder)
+    if last is None:
+        return None
+    then = last.state["config"]
+    changed = sorted(key for key in {*then, *settings} if then.get(key) != settings.get(key))
+    if changed:
+        raise ConfigError(
+            f"{folder} holds a run with another {', '.join(changed)}; give another run folder, or delete it."
+        )
+    return last
+
+
 class Best:
     """The best validation figure of a run so far, kept in a file: the weights that had it are those that are kept.
 
@@ -121,19 +138,10 @@ class Run:
         self.ema = EMAModel(self.weights, decay=decay, foreach=True)
 
     def resume(self) -> int:
-        """Take over the newest checkpoint; returns the steps done, 0 where there is none.
-
-        Errors: ConfigError for a run with other settings, named; CheckpointError for a damaged checkpoint.
-        """
-        last = newest_checkpoint(self.folder)
+        """Take over the newest checkpoint; returns the steps done, 0 where there is none. Errors: of `resumable`."""
+        last = resumable(self.folder, self.settings)
         if last is None:
             return 0
-        then = last.state["config"]
-        changed = sorted(key for key in {*then, *self.settings} if then.get(key) != self.settings.get(key))
-        if changed:
-            raise ConfigError(
-                f"{self.folder} holds a run with another {', '.join(changed)}; give another run folder, or delete it."
-            )
         self.model.load_state_dict(split_names(last.tensors, "model"))
         restore_optimiser(self.optimiser, split_names(last.tensors, "optimiser"))
         shadow = split_names(last.tensors, "ema")

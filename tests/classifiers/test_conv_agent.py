@@ -69,7 +69,7 @@ def test_saved_and_loaded(tmp_path, half: bool) -> None:
 def test_it_learns_what_no_linear_reader_can() -> None:
     """Whether two places have the same sign: linear in no code."""
     torch.manual_seed(0)
-    codes = torch.randn(512, 2, 4, 8, 8)
+    codes = torch.randn(256, 2, 4, 8, 8)
     logits = 4 * F.one_hot((codes[:, 0, 0, 2, 2] * codes[:, 0, 0, 2, 3] > 0).long(), 2).float()
 
     def fit(agent) -> float:

@@ -84,6 +84,7 @@ def test_own_attributes_give_the_scan_itself_and_a_mark_becomes_the_other(asking
 
 def test_what_decides_is_the_only_attribute_that_turns_the_decision(asking, scenes) -> None:
     asked = asking("mark")
+    asked.chosen = asked.chosen[:3]
     for query in scenes.drawn_anew(asked, WANTED):
         assert query.reached
         assert query.order == ["shortcut"]

@@ -136,7 +136,7 @@ def test_it_learns_an_effect_that_depends_on_another_attribute() -> None:
     net, (z, amounts), (held_out, own) = network(), scans(512), scans(128)
     net.standardise(z)
     before, adam, loss = judge_flow(net, held_out, own), torch.optim.AdamW(net.parameters(), 5e-3), FlowLoss(net)
-    for _ in range(110):
+    for _ in range(80):
         index = torch.randint(512, (64,), generator=random)
         value = loss(
             z[index],

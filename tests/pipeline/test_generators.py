@@ -60,13 +60,13 @@ def test_a_one_step_decoder_previews_and_its_gap_is_reported(trained) -> None:
         )
         assert 0 <= row["same_edited"] <= 1
     assert preview["psnr"] != student["psnr"]
-    said = explained("by-onestep", "--method", "latent", "--onestep", "runs/tiny/onestep")
+    said = explained("by-onestep", "--method", "latent", "--steps", "3", "--onestep", "runs/tiny/onestep")
     assert said["provenance"]["models"]["onestep"]["hash"] == content_hash("runs/tiny/onestep/onestep")
 
 
 def test_a_plain_autoencoder_explains_and_is_judged(trained) -> None:
     run("train", "autoencoder")
-    said = explained("by-autoencoder", "--method", "latent", generator="autoencoder")
+    said = explained("by-autoencoder", "--method", "latent", "--steps", "3", generator="autoencoder")
     assert said["provenance"]["sampling"] is None
     assert said["cost"]["generator_backwards"] > 0
     module = load("evaluation", "counterfactuals")
@@ -94,6 +94,7 @@ def test_a_plain_autoencoder_explains_and_is_judged(trained) -> None:
     assert 0 <= drawn["probe_x_T"] <= 1
 
 
+@pytest.mark.slow  # what it adds to tests/train/test_autoencoder.py and the test before this one
 def test_an_adversarial_autoencoder_explains_and_is_judged(trained) -> None:
     run("train", "autoencoder", config="autoencoder_adversarial")
     said = explained("by-adversarial", "--method", "latent", "--steps", "3", generator="autoencoder-adversarial")
@@ -110,7 +111,7 @@ def test_an_adversarial_autoencoder_explains_and_is_judged(trained) -> None:
 def test_speed(trained) -> None:
     run("evaluation", "speed")
     reference, single, batched, last, half = result(trained[0], "speed")["rows"]
-    assert (reference["steps"], single["steps"]) == ("7 + 5", "4 + 4")
+    assert (reference["steps"], single["steps"]) == ("7 + 5", "3 + 3")
     assert [row["default"] for row in (reference, single, batched, last, half)] == [False, False, True, False, False]
     assert reference["evaluations_ratio"] == reference["time_ratio"] == 1
     assert all(row["n"] == 2 for row in (reference, single, batched, last, half))

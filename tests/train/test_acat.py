@@ -15,11 +15,17 @@ ROOT = Path(__file__).parents[2]
 RUNS = sorted((ROOT / "configs" / "acat").glob("*.yaml"))
 METHODS = sorted((ROOT / "configs" / "acat" / "methods").glob("*.yaml"))
 NORMS = sorted((ROOT / "configs" / "acat" / "norms").glob("*.yaml"))
+BIG, SLOW = ("ist3", "mosmed"), [pytest.mark.slow]  # ResNet-50s
 LIDC = ROOT / "configs" / "acat" / "lidc_background.yaml"
 
 
 @pytest.mark.parametrize(
-    "paths", [*([path] for path in RUNS), *([LIDC, path] for path in METHODS + NORMS)], ids=lambda paths: paths[-1].stem
+    "paths",
+    [
+        *(pytest.param([path], marks=SLOW * (path.stem in BIG)) for path in RUNS),
+        *([LIDC, path] for path in METHODS + NORMS),
+    ],
+    ids=lambda paths: paths[-1].stem,
 )
 def test_configs_are_valid_and_their_networks_can_be_built(script, paths: list[Path]) -> None:
     given = [word for path in paths for word in ("--config", str(path))]

@@ -116,9 +116,9 @@ def cut(script, config, step: int) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"views": "mirror"}, {"views": "square", "method": WARM, "batch": 16},
+    [pytest.param({"views": "square"}, marks=pytest.mark.slow),
      {"method": WARM, "batch": 16, "alternating": Alternating(1, 2)}],
-    ids=["joint", "warm", "alternating"],
+    ids=["joint", "warm, alternating"],
 )  # fmt: skip
 def test_a_run_that_was_cut_off_ends_where_a_whole_one_does(script, manifest: Path, tmp_path: Path, changes) -> None:
     whole = configure(script, manifest, tmp_path / "whole", **changes)

@@ -62,12 +62,12 @@ def check_resumes(script, manifest: Path, folder: Path, cut: int, steps: int, **
     return {name.partition("/")[0] for name in whole}
 
 
-@pytest.mark.parametrize("loss", ["l1", "l2"])
+@pytest.mark.parametrize("loss", [pytest.param("l1", marks=pytest.mark.slow), "l2"])
 def test_a_cut_run_resumes_bit_for_bit(script, manifest, tmp_path, loss) -> None:
     assert check_resumes(script, manifest, tmp_path, 10, 17, loss=loss) == {"model", "optimiser", "ema"}
 
 
-@pytest.mark.parametrize(("network", "cut"), [("conv", 2), ("conv", 6), ("kl", 6)])
+@pytest.mark.parametrize(("network", "cut"), [("conv", 2), pytest.param("conv", 6, marks=pytest.mark.slow), ("kl", 6)])
 def test_a_cut_adversarial_run_resumes_bit_for_bit(script, few, tmp_path, network: str, cut: int) -> None:
     parts = check_resumes(script, few, tmp_path, cut, 8, network=network, adversarial=SMALL)
     assert parts == {"model", "optimiser", "ema", "memory"}

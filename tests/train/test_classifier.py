@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,7 @@ from diffcf.training.classification import Augmentation
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted([*(ROOT / "configs" / "classifier").glob("*.yaml"), ROOT / "configs/tiny/classifier.yaml"])
+ARGUMENTS = {"channels": [4, 4, 8, 8]}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def configure(script: ModuleType, manifest: Path, out: Path, **changes: object):
         classes=["left", "right"],
         preparation=Preparation(size=16, slices=2, field="resize"),
         architecture="resnet18",
-        architecture_args={"channels": [4, 4, 8, 8]},
+        architecture_args=ARGUMENTS,
         slice_mode="average",
         augmentation=Augmentation("none", shift=1, jitter=10),
         epochs=6,
@@ -54,9 +56,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_blackbox(folder / "blackbox").state_dict())
 
 
-@pytest.mark.parametrize("changes", [{}, {"balance": "sampling", "ema": 0.5, "select": "auc", "smoothing": 0.1}])
-def test_what_can_be_seen_is_learned_and_written(script, manifest: Path, tmp_path: Path, changes: dict) -> None:
-    config = configure(script, manifest, tmp_path / "run", data="squares", epochs=15, **changes)
+def test_what_can_be_seen_is_learned_and_written(script, manifest: Path, tmp_path: Path) -> None:
+    changes = {"balance": "sampling", "ema": 0.5, "select": "auc", "smoothing": 0.1}
+    config = configure(script, manifest, tmp_path / "run", data="squares", epochs=8, **changes)
     figures = script.main(config)
     assert figures["auc"] > 0.9
     blackbox = load_blackbox(tmp_path / "run" / "blackbox")
@@ -73,7 +75,7 @@ def test_what_can_be_seen_is_learned_and_written(script, manifest: Path, tmp_pat
 
 def test_the_same_seed_gives_the_same_weights(script, manifest: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        script.main(configure(script, manifest, tmp_path / name, seed=seed, epochs=2, batch=10))
+        script.main(configure(script, manifest, tmp_path / name, seed=seed, epochs=1, batch=10))
     a, b, c = (weights(tmp_path / name) for name in "abc")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not all(torch.equal(a[name], c[name]) for name in a)
@@ -89,17 +91,61 @@ def test_test_rows_are_never_read(script, manifest: Path, tmp_path: Path, monkey
     assert {row.split for row in read} == {"train", "val"}
 
 
-def test_every_fold_has_its_black_box_and_the_means_are_reported(script, manifest: Path, tmp_path: Path) -> None:
-    means = script.main(configure(script, manifest, tmp_path, epochs=2, fold="all", folds=3))
+def test_every_fold_has_its_black_box_and_a_run_of_all_is_resumed(script, manifest, tmp_path: Path, capsys) -> None:
+    config = configure(script, manifest, tmp_path, epochs=2, batch=20, fold="all", folds=3)
+    means = script.main(config)
     result = json.loads((tmp_path / "folds.json").read_text())
     auc = [one["auc"] for one in result["folds"]]
     assert len(auc) == 3
     assert means["auc"] == result["mean"]["auc"] == pytest.approx(np.mean(auc))
     assert result["std"]["auc"] == pytest.approx(np.std(auc, ddof=1))
-    single = script.main(configure(script, manifest, tmp_path / "one", epochs=2, fold=1, folds=3))
+    single = script.main(configure(script, manifest, tmp_path / "one", epochs=2, batch=20, fold=1, folds=3))
     assert single == result["folds"][1]
     one, same = weights(tmp_path / "one"), weights(tmp_path / "fold-1")
     assert all(torch.equal(one[name], same[name]) for name in one)
+    again = dataclasses.replace(config, out=tmp_path / "cut")
+    cut(script, again, 3)  # in the second epoch of the second fold
+    capsys.readouterr()
+    assert script.main(again) == means
+    assert [line for line in capsys.readouterr().out.splitlines() if "resumed" in line] == [
+        "resumed after epoch 2",
+        "resumed after epoch 1",
+    ]
+    assert not list((tmp_path / "cut").glob("**/checkpoints"))
+
+
+def cut(script, config, whole_epochs: int) -> None:
+    """The run, interrupted while the epoch after so many is judged."""
+    real, judged = script.judge, itertools.count()
+
+    def judge(*of) -> dict[str, float]:
+        if next(judged) == whole_epochs:
+            raise KeyboardInterrupt
+        return real(*of)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "judge", judge)
+        with pytest.raises(KeyboardInterrupt):
+            script.main(config)
+
+
+def test_a_cut_run_resumes_bit_for_bit(script, manifest: Path, tmp_path: Path, capsys) -> None:
+    changes = {"epochs": 4, "batch": 20, "ema": 0.5, "architecture_args": {**ARGUMENTS, "drop_rate": 0.3}}
+    whole = configure(script, manifest, tmp_path / "whole", **changes)
+    figures = script.main(whole)
+    again = dataclasses.replace(whole, out=tmp_path / "cut")
+    cut(script, again, 2)
+    assert not (tmp_path / "cut" / "blackbox").exists()
+    with pytest.raises(ConfigError, match="another learning_rate; give another run folder, or delete it"):
+        script.main(dataclasses.replace(again, learning_rate=0.1))
+    capsys.readouterr()
+    assert script.main(again) == figures
+    assert "resumed after epoch 2" in capsys.readouterr().out
+    one, same = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not (tmp_path / "cut" / "checkpoints").exists()
+    with pytest.raises(ConfigError, match="holds a black box already"):
+        script.main(again)
 
 
 def test_the_best_epoch_is_kept(script, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

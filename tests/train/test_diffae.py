@@ -64,7 +64,7 @@ def test_a_generator_is_trained_and_written(script, manifest, tmp_path, capsys) 
     assert set(figures) == {"psnr", "ssim", "psnr_random", "ssim_random"}
     generator = load_generator(tmp_path / "run" / "generator")
     assert generator.card.preparation.size == 16
-    assert generator.sampling.steps == 4
+    assert generator.sampling.steps == 3
     trust = TrustStatistics.load(tmp_path / "run" / "generator")
     assert len(trust.held_out["psnr"]) == 20
     logged = losses(tmp_path / "run")
@@ -77,7 +77,7 @@ def test_a_generator_is_trained_and_written(script, manifest, tmp_path, capsys) 
 
 
 # An epoch has 15 steps (60 scans of 2 slices, batches of 8): both are cut in its middle.
-@pytest.mark.parametrize(("cut", "channels_last"), [(10, False), (7, True)])
+@pytest.mark.parametrize(("cut", "channels_last"), [pytest.param(10, False, marks=pytest.mark.slow), (7, True)])
 def test_a_cut_run_resumes_bit_for_bit(script, manifest, tmp_path, cut: int, channels_last: bool) -> None:
     def run(out: str, steps: int) -> None:
         # Without a cooldown the learning rate does not depend on the end of the run.

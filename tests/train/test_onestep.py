@@ -38,7 +38,7 @@ def configure(script, models: Path, out: Path, **changes):
 
 def test_a_student_learns_and_is_previewed_with(script, models, tmp_path, capsys) -> None:
     early = script.main(configure(script, models, tmp_path / "early", steps=1))
-    late = script.main(configure(script, models, tmp_path / "late", steps=60))
+    late = script.main(configure(script, models, tmp_path / "late", steps=40))
     assert set(late) == {"psnr_inverted", "psnr_edited", "psnr_fresh"}
     assert late["psnr_edited"] > early["psnr_edited"] + 1
     assert "before:" in capsys.readouterr().out
