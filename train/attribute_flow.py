@@ -25,7 +25,7 @@ from diffcf.errors import ConfigError
 from diffcf.generators.attribute_flow import AttributeFlow, FlowNetwork
 from diffcf.generators.generator import SliceWise, load_generator
 from diffcf.training import loop
-from diffcf.training.attributes import FlowLoss, judge_flow, rated_scans, read_by
+from diffcf.training.attributes import Effects, FlowLoss, judge_flow, one_changed, rated_scans, read_by
 from diffcf.training.classification import Augmentation
 from diffcf.training.command import command_line, run_script
 from diffcf.training.keyed import Order, noise_for
@@ -51,6 +51,7 @@ class Config(loop.Stage):
         reader_channels: width of each level of the network that reads the attributes.
         integration: steps of the flow, each of two evaluations.
         augmentation: views of a scan that have the same attributes, for the network that reads them.
+        effects: the last part of the training.
         data, terms: of the scans, in words, for the card.
         seed: of initialisation, order, views, times and noise.
     """
@@ -64,6 +65,7 @@ class Config(loop.Stage):
     reader_channels: list[int] = field(default_factory=lambda: [32, 64, 128])
     integration: int = 8
     augmentation: Augmentation = field(default_factory=lambda: Augmentation("none"))
+    effects: Effects = field(default_factory=Effects)
     steps: int = 3000
     ema: float = 0.995
     cooldown: float = 0.4
@@ -110,6 +112,8 @@ def main(config: Config) -> dict[str, float]:
     run = Run(config.out / "checkpoints", network, adam, config.ema, settings(config, FREE))
     order = Order(len(images), config.batch, config.seed)
 
+    everyone = card.amounts(values)
+
     def inputs(step: int) -> tuple[Tensor, ...]:
         index = order.at(step, rank, world).tolist()
         drawn = [keyed("flow", config.seed, step, i) for i in index]
@@ -120,7 +124,11 @@ def main(config: Config) -> dict[str, float]:
         time = torch.cat([torch.rand(config.slices, generator=own) for own in drawn]).to(device)
         noise = noise_for(index, codes.shape[1:], config.seed, step).to(device)
         codes, noise = (rearrange(part, "b s ... -> (b s) ...") for part in (codes, noise))
-        return codes, views, amounts_of(values[index]), time, noise
+        amounts = amounts_of(values[index])
+        last = step >= config.steps * (1 - config.effects.share)
+        first = amounts[: config.effects.batch if last else 0].cpu()
+        other = one_changed(first, everyone, keyed("other", config.seed, step, rank)).to(device)
+        return codes, views, amounts, time, noise, other
 
     command = command_line(__file__, "accelerate launch")
     about = {"data": config.data, "terms": config.terms, "command": command, "seed": config.seed, "scans": len(images)}
@@ -134,7 +142,7 @@ def main(config: Config) -> dict[str, float]:
         return figures
 
     how = {"name": "attribute flow", "inputs": inputs, "validate": validate}
-    figures = loop.train(accelerator, run, FlowLoss(network), config, **how)
+    figures = loop.train(accelerator, run, FlowLoss(network, config.effects.weight), config, **how)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return figures

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 
 from diffcf.cards import AttributesCard
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.generators.attribute_flow import AttributeFlow, FlowNetwork, load_attributes
 from diffcf.generators.attributes import AttributeDirections
-from diffcf.training.attributes import FlowLoss, judge_flow
+from diffcf.training.attributes import Effects, FlowLoss, judge_flow, one_changed, slopes
 
 NAMES = ["size", "light"]
 SIZE, DIM = 4, 2
@@ -123,6 +124,57 @@ def test_the_loss_is_that_of_a_rectified_flow_and_of_the_reader() -> None:
     torch.testing.assert_close(whole, velocity + (read - amounts).square().mean())
 
 
+class Loud(nn.Module):
+    """Reads the mean of the upper half as one amount, and of the lower half as the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(2))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.gain * rearrange(codes, "b d (half h) w -> b half (d h w)", half=2).mean(2)
+
+
+def test_effects_are_held_to_what_is_read_and_do_not_move_the_reader() -> None:
+    """Of a flow that moves every code by `pattern` times the light: what is read of that is known."""
+    net = gaussian(steps=20)
+    net.reader = Loud()
+    loss, random = FlowLoss(net), torch.Generator().manual_seed(5)
+    own, other = torch.randn(8, 2, generator=random), torch.randn(8, 2, generator=random)
+    z = net.width * torch.randn(8, DIM, SIZE, SIZE, generator=random) + net.pattern() * own[:, 1][:, None, None, None]
+    slope = torch.tensor([0.5, 0.9])
+    moved = (other - own)[:, 1:] * net.reader(net.pattern()[None])
+    expected = (moved - slope * (other - own)).square().mean()
+    assert loss.of_effects(z, own, other, slope).item() == pytest.approx(expected.item(), rel=1e-2)
+    assert loss.of_effects(z, own, own, slope).item() == pytest.approx(0, abs=1e-5)
+
+    net = network()
+    for other_amounts in (None, own[:0], other[:3]):
+        net.zero_grad()
+        FlowLoss(net, weight=7.0)(z, z, own, torch.full((8,), 0.4), torch.zeros_like(z), other_amounts).backward()
+        gradients = [
+            torch.cat([weight.grad.flatten() for weight in part.parameters() if weight.grad is not None])
+            for part in (net.reader, net.project)
+        ]
+        if other_amounts is None:
+            first = gradients
+    torch.testing.assert_close(gradients[0], first[0])
+    assert not torch.allclose(gradients[1], first[1])
+
+
+def test_slopes_and_changed_amounts() -> None:
+    random = torch.Generator().manual_seed(6)
+    amounts = torch.randn(400, 3, generator=random)
+    read = amounts @ torch.tensor([[0.6, 0.3, 0.0], [0.0, -0.4, 0.0], [0.2, 0.0, 1.7]]) + 0.5
+    torch.testing.assert_close(slopes(amounts, read), torch.tensor([0.6, 0.0, 1.0]), atol=1e-4, rtol=0)
+    changed = one_changed(amounts[:50], amounts, random)
+    differs = changed != amounts[:50]
+    assert (differs.sum(1) <= 1).all()
+    assert differs.any(0).all()
+    rows, columns = differs.nonzero(as_tuple=True)
+    assert all(changed[i, k] in amounts[:, k] for i, k in zip(rows.tolist(), columns.tolist(), strict=True))
+
+
 def test_it_learns_an_effect_that_depends_on_another_attribute() -> None:
     """More light makes a large one brighter and a small one darker: on average nothing, so directions see nothing."""
     random = torch.Generator().manual_seed(3)
@@ -192,3 +244,9 @@ def test_codes_of_another_generator_and_sizes_that_do_not_halve_are_refused() ->
             flow.read(wrong)
     with pytest.raises(ConfigError, match="6 x 6 over 3 levels of channels"):
         FlowNetwork(2, 6, 2, (8, 8, 8), (8,))
+
+
+@pytest.mark.parametrize("wrong", [{"share": 1.2}, {"share": -0.1}, {"batch": 0}])
+def test_effects_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="expected a share of the steps between 0 and 1"):
+        Effects(**wrong)
