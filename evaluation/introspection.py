@@ -6,14 +6,16 @@ Held-out scans that the black box classifies correctly are pushed to the other c
 them free and then with the planted one frozen, as the paper freezes young/old. Three tables:
 
 NAME, by the search and, for phantoms, by drawing each scene anew with one attribute changed, the least change that
-turns the decision, which is what truly does (`by`): `validity`, the share that gets the asked score; `top`, the share
-of queries in which the planted attribute changes most, in standard deviations, and `top3`, among the three that do;
-`first` and `second`, the attributes that are most often the most changed one; `changed`, how many change; `distance`,
-by how much together.
+turns the decision, which is what truly does where one attribute is enough (`by`): `validity`, the share that gets the
+asked score; `top`, the share of queries that do with the planted attribute as the most changed one, in standard
+deviations, and `top3`, among the three; of the queries that do: `first` and `second`, the attributes that are most
+often the most changed one, `changed`, how many change, `distance`, by how much together, and, for phantoms,
+`confirmed`, the share of the search's answers with which the scene itself, drawn anew with all its amounts, turns the
+decision.
 
-NAME_frequency, by direction and attribute (Fig. 7): the share of queries in which it changes at all (`changes`), more
-of it is put in (`up`) or less (`down`), the mean change (`spreads`), and by how much the two classes differ in it over
-the training scans (`in_data`).
+NAME_frequency, by direction and attribute (Fig. 7), of the queries that are reached: the share in which it changes at
+all (`changes`), more of it is put in (`up`) or less (`down`), the mean change (`spreads`), and by how much the two
+classes differ in it over the training scans (`in_data`).
 
 NAME_typicality (Fig. 8): a typical case of its class is near to its prototype, the point where the black box is `sure`
 of it, and far from its criticism, the point where the black box takes it for the other class. Rank correlations of
@@ -27,7 +29,7 @@ The paper's distance is of the images, ours of the attributes (`diffcf.counterfa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ import numpy as np
 import pictures
 from asking import Asked, Case, Query, Question
 from common import RESULTS, mean_row, write_result
-from scenes import drawn_anew
+from scenes import confirmed, drawn_anew
 from scipy.stats import rankdata, spearmanr
 
 from diffcf.metrics.classification import bootstrap_interval
@@ -70,20 +72,23 @@ class Config:
     out: Path = RESULTS
 
 
-def bias_row(queries: Sequence[Query], planted: str | None, config: Config) -> dict[str, Any]:
-    """How often the planted attribute is the most changed one, and which ones are."""
-    first = [query.order[0] for query in queries if query.order]
-    often = [f"{name} ({count / len(queries):.2f})" for name, count in Counter(first).most_common(2)]
+def bias_row(
+    queries: Sequence[Query], planted: str | None, config: Config, more: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, Any]:
+    """How often the planted attribute is the most changed one, which ones are, and more figures of the queries."""
+    first = [query.order[0] for query in queries if query.reached]
+    often = [f"{name} ({count / len(first):.2f})" for name, count in Counter(first).most_common(2)]
+    orders = [query.order if query.reached else [] for query in queries]
     values = {
         "validity": [float(query.reached) for query in queries],
-        "top": [np.nan if planted is None else float(query.order[:1] == [planted]) for query in queries],
-        "top3": [np.nan if planted is None else float(planted in query.order[:3]) for query in queries],
-        "changed": [float(len(query.order)) for query in queries],
-        "distance": [query.distance for query in queries],
+        "top": [np.nan if planted is None else float(order[:1] == [planted]) for order in orders],
+        "top3": [np.nan if planted is None else float(planted in order[:3]) for order in orders],
+        "changed": [float(len(query.order)) if query.reached else np.nan for query in queries],
+        "distance": [query.distance if query.reached else np.nan for query in queries],
     }
     patients = [query.patient for query in queries]
     row = dict(zip(("first", "second"), [*often, "none", "none"], strict=False))
-    return {**row, **mean_row(values, patients, resamples=config.resamples, seed=config.seed)}
+    return {**row, **mean_row({**values, **(more or {})}, patients, resamples=config.resamples, seed=config.seed)}
 
 
 def in_data(asked: Asked, name: str, spread: float, label: int, other: int) -> float:
@@ -98,10 +103,10 @@ def frequency_rows(asked: Asked, queries: Sequence[Query], config: Config) -> li
     card, rows = asked.card(), []
     for label, start in enumerate(asked.classes):
         mine = [query for query in queries if query.label == label]
-        if len(asked.classes) != 2 or not mine:
+        if len(asked.classes) != 2 or not any(query.reached for query in mine):
             continue
         for name, spread in zip(card.names, card.spread, strict=True):
-            change = [query.change[name] for query in mine]
+            change = [query.change[name] for query in mine if query.reached]
             values = {
                 "changes": [float(by != 0) for by in change],
                 "up": [float(by > 0) for by in change],
@@ -109,8 +114,8 @@ def frequency_rows(asked: Asked, queries: Sequence[Query], config: Config) -> li
                 "spreads": change,
             }
             row: dict[str, Any] = {"direction": f"{start} to {asked.classes[1 - label]}", "attribute": name}
-            row |= {"n": len(mine), "in_data": in_data(asked, name, spread, label, 1 - label)}
-            patients = [query.patient for query in mine]
+            row |= {"n": len(change), "in_data": in_data(asked, name, spread, label, 1 - label)}
+            patients = [query.patient for query in mine if query.reached]
             rows.append({**row, **mean_row(values, patients, resamples=config.resamples, seed=config.seed)})
     return rows
 
@@ -168,10 +173,18 @@ def main(config: Config) -> list[dict[str, Any]]:
         for frozen in held:
             top, said = (None, frozen[0]) if frozen else (case.planted, "none")
             answers = {"search": asked.queries(frozen) if frozen else free}
+            drawn_with: dict[str, dict[str, list[float]]] = {}
             if case.scenes is not None:
+                drawn_with["search"] = {"confirmed": confirmed(asked, case.scenes, answers["search"])}
                 answers["scenes drawn anew"] = drawn_anew(asked, case.scenes, frozen)
             for by, queries in answers.items():
-                row = {**common, "by": by, "frozen": said, **count, **bias_row(queries, top, config)}
+                row = {
+                    **common,
+                    "by": by,
+                    "frozen": said,
+                    **count,
+                    **bias_row(queries, top, config, drawn_with.get(by)),
+                }
                 bias.append({**row, "default": not bias})
         if case.truth is not None:
             prototypes = asked.queries(same=True)

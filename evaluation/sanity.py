@@ -44,6 +44,7 @@ from diffcf.counterfactuals import (
 from diffcf.counterfactuals.exemplar import EXEMPLARS_NAME
 from diffcf.data.dataset import ScanDataset
 from diffcf.data.manifest import Manifest
+from diffcf.errors import ConfigError
 from diffcf.generators.generator import SliceWise, load_diffusion
 from diffcf.generators.space import same_stochastic
 from diffcf.metrics.counterfactual import diversity, rank_correlation
@@ -95,12 +96,30 @@ class Config:
     out: Path = RESULTS
 
 
-def redrawn(blackbox: Any, seed: int) -> Any:
-    """The black box with the weights of every layer drawn anew, as its layers draw them; statistics of norms stay."""
+@torch.no_grad()
+def redrawn(blackbox: Any, seed: int, images: Tensor) -> Any:
+    """The black box with all weights drawn anew, as its layers draw them, and with the statistics that its batch norms
+    find in its inputs "n ..." then.
+
+    Errors: ConfigError for weights that no layer draws.
+    """
     torch.manual_seed(seed)
-    for module in blackbox.modules():
-        if hasattr(module, "reset_parameters") and not isinstance(module, nn.modules.batchnorm._BatchNorm):
+    norms = []
+    for name, module in blackbox.named_modules():
+        if hasattr(module, "reset_parameters"):
             module.reset_parameters()
+        elif own := [part for part, _ in module.named_parameters(recurse=False)]:
+            raise ConfigError(f"{name}.{own[0]}: {type(module).__name__} does not say how its weights are drawn.")
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            norms.append((module, module.momentum))
+    blackbox.eval()
+    for norm, _ in norms:
+        norm.train()
+        norm.momentum = None  # the mean over all batches
+    for part in images.split(64):
+        blackbox(part)
+    for norm, momentum in norms:
+        norm.momentum = momentum
     return blackbox.eval()
 
 
@@ -122,7 +141,6 @@ def main(config: Config) -> list[dict[str, Any]]:
     """Ask all questions; prints and writes the table, returns its rows."""
     generator = SliceWise(load_diffusion(config.generator))
     blackbox, other = load_blackbox(config.classifier), load_blackbox(config.other)
-    drawn = [redrawn(load_blackbox(config.classifier), config.seed + k) for k in range(config.draws)]
     agent = AgentScorer(load_agent(config.agent))
     folder = part_of(config.agent, "agent")
     plain = Latent() if generator.spatial else Shift()
@@ -142,6 +160,8 @@ def main(config: Config) -> list[dict[str, Any]]:
         return torch.cat([scorer.classifier(view) for view in views])
 
     decides = scorer_of(blackbox)
+    views = decides.view(scans.images) if decides.view else scans.images
+    drawn = [redrawn(load_blackbox(config.classifier), config.seed + k, views) for k in range(config.draws)]
     logits = logits_of(decides)
     right = (logits.argmax(1) == scans.labels) & (scans.labels < 2)  # the target is the other one of two
     index = first_of_each_class(scans.labels, right.nonzero().squeeze(1).tolist(), config.scans)

@@ -1,11 +1,12 @@
-"""Phantoms asked in attribute space without a generator: each scene is drawn anew with one attribute changed.
+"""Phantoms asked in attribute space without a generator: each scene is drawn anew with other attributes.
 
-What truly turns a black box's decision, for the search in a generator's code to be held against.
+One changed at a time, it is what truly turns a black box's decision, for the search in a generator's code to be held
+against; with all amounts that a search found, it is whether the answer is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -42,6 +43,34 @@ def _index(row: ManifestRow) -> int:
     return int(row.path.name.split(".")[0])
 
 
+def _own(row: ManifestRow) -> dict[str, float]:
+    return {name: value for name, value in row.attributes.items() if value is not None}
+
+
+def _within(name: str, value: float) -> float:
+    """As a scene takes it: from the range of the attribute, of a mark 0 or 1."""
+    if name == MARK:
+        return float(value >= 0.5)
+    return min(max(value, DRAWN[name][3]), DRAWN[name][4])
+
+
+@torch.no_grad()
+def confirmed(asked: Asked, wanted: PhantomSet, queries: Sequence[Query]) -> list[float]:
+    """For every chosen scan 1 where the scene, drawn anew with all amounts of its query, is given another class, 0
+    where it is not, and NaN where the query was not reached."""
+    card, answers = asked.card(), []
+    preparation, device = asked.explainer.preparation, next(asked.explainer.blackbox.parameters()).device
+    for i, query in zip(asked.chosen, queries, strict=True):
+        own = _own(asked.rows[i])
+        for name, spread in zip(card.names, card.spread, strict=True):
+            if query.change.get(name):
+                own[name] = _within(name, own[name] + query.change[name] * spread)
+        view = asked.scorer.view(drawn(wanted, _index(asked.rows[i]), own, preparation)[None].to(device))  # type: ignore[misc]
+        turned = int(asked.explainer.blackbox(view).argmax(1)) != query.label
+        answers.append(float(turned) if query.reached else float("nan"))
+    return answers
+
+
 @torch.no_grad()
 def drawn_anew(asked: Asked, wanted: PhantomSet, frozen: tuple[str, ...] = ()) -> list[Query]:
     """For every chosen scan the one attribute whose least change turns the decision, by how much, or that none does.
@@ -61,7 +90,7 @@ def drawn_anew(asked: Asked, wanted: PhantomSet, frozen: tuple[str, ...] = ()) -
     preparation, device = asked.explainer.preparation, next(asked.explainer.blackbox.parameters()).device
     for i in asked.chosen:
         row, label = asked.rows[i], int(asked.scans.labels[i])
-        index, own = _index(row), {name: value for name, value in row.attributes.items() if value is not None}
+        index, own = _index(row), _own(row)
         if not torch.allclose(drawn(wanted, index, own, preparation), asked.scans.images[i], atol=1e-2):
             raise ConfigError(
                 f"{row.path} is not scene {index} of the set that `scenes` says; give the set's own settings."
@@ -70,8 +99,7 @@ def drawn_anew(asked: Asked, wanted: PhantomSet, frozen: tuple[str, ...] = ()) -
         for name, mean, spread, low, high in zip(card.names, card.mean, card.spread, card.low, card.high, strict=True):
             values = [0.0, 1.0] if name == MARK else (mean + spread * torch.linspace(low, high, VALUES)).tolist()
             for value in values:
-                if name in DRAWN:  # rounding may lead a little out of the range
-                    value = min(max(value, DRAWN[name][3]), DRAWN[name][4])
+                value = _within(name, value)  # rounding may lead a little out of the range
                 changes.append((name, (value - own[name]) / spread))
                 images.append(drawn(wanted, index, {**own, name: value}, preparation))
         views = asked.scorer.view(torch.stack(images).to(device))  # type: ignore[misc]

@@ -74,6 +74,16 @@ class Config(loop.Stage):
     seed: int = 0
 
 
+def check_rows(config: Config, world: int) -> None:
+    """Errors: ConfigError for effects whose slopes would be of too few scans of a process."""
+    rows, least = config.batch // world, 2 * (len(config.names) + 1)
+    if config.effects.share and rows < least:
+        raise ConfigError(
+            f"effects of {len(config.names)} attributes over {rows} scans of a process's step: what is read of them "
+            f"would be chance. Take batch {least * world} or more, or effects.share 0."
+        )
+
+
 def main(config: Config) -> dict[str, float]:
     """Train to `config.steps`; returns the last validation's figures."""
     accelerator = Accelerator(log_with="tensorboard", project_dir=config.out)
@@ -85,6 +95,7 @@ def main(config: Config) -> dict[str, float]:
         sets = {split: rated_scans(manifest, preparation, config.names, split) for split in ("train", "val")}
     images, values = sets["train"]
     check_varying(config.names, sets["val"][1], "the held-out scans")
+    check_rows(config, world)
     card = AttributesCard.of(config.names, values, content_hash(config.generator, "generator"))
 
     @torch.no_grad()
@@ -126,16 +137,16 @@ def main(config: Config) -> dict[str, float]:
         codes, noise = (rearrange(part, "b s ... -> (b s) ...") for part in (codes, noise))
         amounts = amounts_of(values[index])
         last = step >= config.steps * (1 - config.effects.share)
-        first = amounts[: config.effects.batch if last else 0].cpu()
+        first = everyone[index[: config.effects.batch if last else 0]]
         other = one_changed(first, everyone, keyed("other", config.seed, step, rank)).to(device)
-        return codes, views, amounts, time, noise, other
+        return codes, views, amounts, time, noise, repeat(other, "b k -> (b s) k", s=config.slices)
 
     command = command_line(__file__, "accelerate launch")
     about = {"data": config.data, "terms": config.terms, "command": command, "seed": config.seed, "scans": len(images)}
 
     def validate(averaged: FlowNetwork, done: int) -> dict[str, float]:
         read = dict(zip(config.names, read_by(averaged, *held_out), strict=True))
-        figures = {**judge_flow(averaged, *held_out), "read": fmean(read.values())}
+        figures = {**judge_flow(averaged, *held_out, config.slices), "read": fmean(read.values())}
         shown = {name: round(fit, 3) for name, fit in read.items()}
         said = replace(card, about={**about, "steps": done, "validation": figures, "read": shown})
         AttributeFlow(averaged, said).save(config.out / "attributes")

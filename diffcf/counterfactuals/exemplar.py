@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import ClassVar
 
@@ -151,7 +152,11 @@ class Exemplar(Method):
         left = (score < asked).nonzero().squeeze(1)
         if len(left) and ray.gives_gradient:
             objective = self.latent.objective(ray, target, search)
-            best[left] = self.latent.solver(objective.of(left), best[left]).value
+            ends = self.latent.solver(objective.of(left), best[left]).value
+            for sample, end in zip(left.tolist(), ends, strict=True):
+                _, given = self._seen(ray, end[None] * scale, sample, int(target[sample]), asked)
+                if given > float(score[sample]):
+                    best[sample] = end
         carried = None
         if self.trim is not None and ray.residual_carry:
             carried = self.trim(ray, best * scale, target, search.probability)
@@ -204,13 +209,12 @@ class Exemplar(Method):
         """The `rounds` windows, masks "s h w", where an exemplar's places convince the agent most."""
         (slices, _, rows, columns), side = origin.shape, self.window
         found = []
-        for top in range(0, max(rows - side, 0) + 1, 2):
-            for left in range(0, max(columns - side, 0) + 1, 2):
-                mask = torch.zeros(slices, rows, columns).to(origin)
-                mask[:, top : top + side, left : left + side] = 1
-                pasted = self._pasted(ray, origin, mask, exemplars, target, asked, scale)
-                given = ray.agent_logits(pasted * scale).softmax(1)
-                found.append((float(given[:, target].max()), mask))
+        for top, left in product(_starts(rows, side), _starts(columns, side)):
+            mask = torch.zeros(slices, rows, columns).to(origin)
+            mask[:, top : top + side, left : left + side] = 1
+            pasted = self._pasted(ray, origin, mask, exemplars, target, asked, scale)
+            given = ray.agent_logits(pasted * scale).softmax(1)
+            found.append((float(given[:, target].max()), mask))
         return [mask for _, mask in sorted(found, key=lambda one: -one[0])[: self.rounds]]
 
     @staticmethod
@@ -231,6 +235,12 @@ def _least(change: Tensor, given: Tensor, asked: float) -> Tensor:
     them, the most probable first."""
     enough = given >= asked
     return torch.where(enough, change - change.max() - 1, 1 - given)
+
+
+def _starts(places: int, side: int) -> list[int]:
+    """Where windows of a side begin, every second place and the last."""
+    last = max(places - side, 0)
+    return sorted({*range(0, last + 1, 2), last})
 
 
 def _widened(mask: Tensor, places: int) -> Tensor:

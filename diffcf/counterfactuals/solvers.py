@@ -82,7 +82,7 @@ def _descend(
     watch: Watch | None,
 ) -> Solution:
     value, best = start.clone(), start.clone()
-    lowest, residual = _infinite(start), _infinite(start)
+    lowest, residual = _infinite(start), _infinite(start)  # of the best one
     taken = torch.zeros(len(start), dtype=torch.long, device=start.device)
     index = torch.arange(len(start), device=start.device)
     for _ in range(steps + 1):
@@ -90,9 +90,10 @@ def _descend(
             watch(value)
         each, slope = gradient(objective.whole, value[index], index)
         better = each < lowest[index]
+        size = norm(slope)
         best[index[better]], lowest[index[better]] = value[index[better]], each[better]
-        residual[index] = norm(slope)
-        going = residual[index] > tolerance
+        residual[index[better]] = size[better]
+        going = size > tolerance
         index, slope = index[going], slope[going]
         if not len(index) or int(taken[index].max()) >= steps:
             break
@@ -142,10 +143,12 @@ class ProximalGradient(Solver):
                 watch(value)
             at = ahead[index]
             loss, slope = gradient(objective.smooth, at, index)
-            new, step, fresh = self._step(objective, at, loss, slope, size[index], index)
+            new, step, fresh, lost = self._step(objective, at, loss, slope, size[index], index)
+            new[lost] = value[index[lost]]  # and go on from there, in smaller steps
             taken[index] += 1
             moved = at - new
             residual[index] = norm(moved) / (step * norm(slope).clamp(min=1))
+            residual[index[lost]] = torch.inf
             # Uphill against the last move: forget the momentum.
             uphill = dot(moved, new - value[index]) > 0
             old = torch.where(uphill, torch.ones_like(step), momentum[index])
@@ -161,8 +164,8 @@ class ProximalGradient(Solver):
 
     def _step(
         self, objective: Objective, at: Tensor, loss: Tensor, slope: Tensor, size: Tensor, index: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(u+, the step size that gave it, whether the first one did)."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(u+, the step size that gave it, whether the first one did, whether no step's loss is a number)."""
         step, fresh = size.clone(), torch.ones_like(size, dtype=torch.bool)
         new = objective.prox(at - per_sample(step, at) * slope, step, index)
         open_ = torch.arange(len(index), device=at.device)
@@ -171,15 +174,19 @@ class ProximalGradient(Solver):
                 reached = objective.smooth(new[open_], index[open_])
             move = new[open_] - at[open_]
             model = loss[open_] + dot(slope[open_], move) + dot(move, move) / (2 * step[open_])
-            above = reached > model + 4 * torch.finfo(loss.dtype).eps * loss[open_].abs()
-            open_ = open_[above]
+            below = reached <= model + 4 * torch.finfo(loss.dtype).eps * loss[open_].abs()
+            open_ = open_[~below]  # a loss that is no number lies below nothing
             if not len(open_):
                 break
             step[open_] /= 2
             fresh[open_] = False
             tried = at[open_] - per_sample(step[open_], at) * slope[open_]
             new[open_] = objective.prox(tried, step[open_], index[open_])
-        return new, step, fresh
+        lost = torch.zeros_like(fresh)
+        if len(open_):
+            with torch.no_grad():
+                lost[open_] = ~objective.smooth(new[open_], index[open_]).isfinite()
+        return new, step, fresh, lost
 
 
 def _live(done: Tensor) -> Tensor:

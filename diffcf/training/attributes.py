@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -103,10 +104,10 @@ class FlowLoss(nn.Module):
 
 def slopes(amounts: Tensor, read: Tensor) -> Tensor:
     """How much more is read, "k", of one spread more of each attribute with the others held, from 0 to 1: the diagonal
-    of the least squares from amounts to what is read, both "b k"."""
-    ones = torch.ones_like(amounts[:, :1])
-    found = torch.linalg.lstsq(torch.cat([amounts, ones], 1), read.detach()).solution
-    return found.diagonal().clamp(0, 1)
+    of the least squares from amounts to what is read, both "b k", over several times k rows."""
+    known = F.pad(amounts, (0, 1), value=1.0).double().cpu()  # elsewhere it takes full rank for granted
+    found = torch.linalg.lstsq(known, read.detach().double().cpu()).solution
+    return found.diagonal().clamp(0, 1).to(read)
 
 
 def one_changed(amounts: Tensor, whole: Tensor, random: torch.Generator) -> Tensor:
@@ -119,21 +120,24 @@ def one_changed(amounts: Tensor, whole: Tensor, random: torch.Generator) -> Tens
 
 
 @torch.no_grad()
-def judge_flow(network: FlowNetwork, codes: Tensor, amounts: Tensor, batch: int = 64) -> dict[str, float]:
-    """Over held-out codes "n d h w" with amounts "n k": `velocity`, its error; `told`, how much larger the error is
+def judge_flow(
+    network: FlowNetwork, codes: Tensor, amounts: Tensor, slices: int = 1, batch: int = 64
+) -> dict[str, float]:
+    """Over held-out codes "(n s) d h w" with amounts "(n s) k": `velocity`, its error; `told`, how much larger it is
     with the amounts of another scan; `effects`, on the first batch, the error of what is read of other amounts."""
     random = torch.Generator().manual_seed(0)
     time = torch.rand(len(codes), generator=random).to(codes)
     noise = torch.randn(codes.shape, generator=random).to(codes)
-    loss, wrong = FlowLoss(network), amounts.roll(1, 0)
+    loss, wrong = FlowLoss(network), amounts.roll(slices, 0)
 
     def error(given: Tensor) -> float:
         parts = zip(*(each.split(batch) for each in (codes, given, time, noise)), strict=True)
         return sum(float(loss.of_the_velocity(*part)) * len(part[0]) for part in parts) / len(codes)
 
-    own, few = error(amounts), slice(batch)
+    own, few = error(amounts), slice(max(batch // slices, 1) * slices)
     slope = slopes(amounts, torch.cat([network.reader(network.plain(part)) for part in codes.split(batch)]))
-    other = one_changed(amounts[few].cpu(), amounts.cpu(), random).to(amounts)
+    other = one_changed(amounts[few][::slices].cpu(), amounts.cpu(), random).to(amounts)
+    other = repeat(other, "n k -> (n s) k", s=slices)
     effects = float(loss.of_effects(codes[few], amounts[few], other, slope))
     return {"velocity": own, "told": error(wrong) - own, "effects": effects}
 

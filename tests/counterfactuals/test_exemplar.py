@@ -8,7 +8,7 @@ from einops import reduce
 from torch import Tensor
 
 from diffcf.counterfactuals import AgentScorer, Exemplar, Exemplars, ImageScorer, StepSearch, counterfactual, diverse
-from diffcf.counterfactuals.exemplar import _least
+from diffcf.counterfactuals.exemplar import _least, _starts
 from diffcf.errors import CheckpointError, ConfigError
 from diffcf.types import Code
 
@@ -115,6 +115,13 @@ def test_where_all_exemplars_are_like_another_answer_the_search_goes_on_without(
         return float((kept - found.end.image[:, None, ..., 3:5, 3:5]).abs().amax((2, 3, 4, 5)).min())
 
     assert gap(answers[0]) < 1e-6 < gap(answers[1])
+
+
+@pytest.mark.parametrize(("places", "side"), [(16, 5), (8, 3), (8, 4), (3, 5), (4, 4)])
+def test_windows_lie_over_all_places(places, side) -> None:
+    starts = _starts(places, side)
+    assert {at for start in starts for at in range(start, min(start + side, places))} == set(range(places))
+    assert starts[-1] + side <= max(places, side)
 
 
 def test_what_does_not_convince_is_ranked_by_how_nearly() -> None:

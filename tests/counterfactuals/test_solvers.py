@@ -57,6 +57,31 @@ def test_the_proximal_solution_satisfies_the_optimality_condition_and_is_sparse(
     assert (exact > 0).all()  # exact zeros, which no gradient step gives
 
 
+def test_a_step_to_where_the_loss_is_no_number_is_not_taken() -> None:
+    """-log(sum u) + 3 sum u is least where the sum is 1/3, and no number where it is negative."""
+
+    def loss(value: Tensor, index: Tensor) -> Tensor:
+        return -value.sum(1).log() + 3 * value.sum(1)
+
+    origin = torch.full((2, 2), 0.5, dtype=torch.float64)
+    objective = Objective(loss, origin, torch.zeros(2, dtype=torch.float64))
+    found = ProximalGradient(first_step=2.0, steps=200, tolerance=1e-9)(objective, origin)
+    torch.testing.assert_close(found.value.sum(1), torch.full((2,), 1 / 3, dtype=torch.float64))
+    assert found.converged.all()
+    none = ProximalGradient(first_step=1e9, steps=3, halvings=1)(objective, origin)
+    assert torch.equal(none.value, origin)
+    assert not none.converged.any()
+
+
+def test_the_residual_is_of_the_point_that_is_returned() -> None:
+    """With too long a step the descent swings out, and the first point stays the best."""
+    origin = torch.ones(1, 1, dtype=torch.float64)
+    objective = Objective(lambda value, index: value.square().sum(1), origin, torch.zeros(1, dtype=torch.float64))
+    found = GradientDescent(rate=1.1, steps=5, tolerance=1e-9)(objective, origin)
+    assert torch.equal(found.value, origin)
+    assert found.residual.tolist() == [2.0]
+
+
 def test_scikit_learn_finds_the_same_lasso() -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     objective = lasso(samples=1)

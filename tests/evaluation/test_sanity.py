@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from scripts import ROOT, load
+
+from diffcf.errors import ConfigError
 
 
 def test_maps_are_compared_with_those_of_other_patients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,3 +20,24 @@ def test_maps_are_compared_with_those_of_other_patients(monkeypatch: pytest.Monk
     assert alike[:3].tolist() == [1, 1, 1]
     assert alike[3].isnan()
     assert by_chance(maps[:2], ["a", "a"]).isnan().all()
+
+
+def test_no_trained_weight_is_left_in_a_random_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluation"))
+    redrawn = load("evaluation", "sanity").redrawn
+    net = timm.create_model("densenet121", in_chans=1, num_classes=2, growth_rate=4, block_config=(2, 2))
+    before = {}
+    with torch.no_grad():
+        for name, own in net.named_parameters():
+            own.add_(0.3)  # norms begin at 1 and 0
+            before[name] = own.clone()
+    images = 3 + torch.randn(70, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    after = redrawn(net, 1, images)
+    assert not after.training
+    assert all((own != before[name]).all() for name, own in after.named_parameters())
+    first = next(module for module in after.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    assert first.momentum == 0.1
+    assert not torch.equal(first.running_mean, torch.zeros_like(first.running_mean))
+    assert float(after(images).std()) > 0
+    with pytest.raises(ConfigError, match="cls_token"):
+        redrawn(timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=12, depth=1), 0, images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,7 +57,7 @@ def asking(tmp_path_factory) -> Any:
         search = SimpleNamespace(search=SimpleNamespace(probability=0.75))
         scorer = SimpleNamespace(view=lambda image: image)
         return SimpleNamespace(
-            card=lambda frozen: card.only([k for k, name in enumerate(card.names) if name not in frozen]),
+            card=lambda frozen=(): card.only([k for k, name in enumerate(card.names) if name not in frozen]),
             explainer=explainer, rows=rows, scans=told, chosen=list(range(len(rows))), classes=("a", "b"),
             question=search, scorer=scorer,
         )  # fmt: skip
@@ -95,6 +96,17 @@ def test_what_decides_is_the_only_attribute_that_turns_the_decision(asking, scen
     bright = scenes.drawn_anew(asking("middle"), WANTED)
     assert "texture" in {query.order[0] for query in bright if query.reached}
     assert all(query.order[0] != "shortcut" for query in bright if query.reached)
+
+
+def test_an_answer_is_confirmed_where_its_scene_is_given_the_other_class(asking, scenes) -> None:
+    asked = asking("mark")
+    asked.chosen = asked.chosen[:3]
+    turning = scenes.drawn_anew(asked, WANTED)
+    assert scenes.confirmed(asked, WANTED, turning) == [1.0, 1.0, 1.0]
+    none = [replace(query, change=dict.fromkeys(query.change, 0.0)) for query in turning]
+    missed = [replace(query, reached=False) for query in turning]
+    assert scenes.confirmed(asked, WANTED, none) == [0.0, 0.0, 0.0]
+    assert all(each != each for each in scenes.confirmed(asked, WANTED, missed))
 
 
 def test_scenes_of_another_set_and_attributes_that_are_none_are_refused(asking, scenes) -> None:

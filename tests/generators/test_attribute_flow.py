@@ -175,6 +175,25 @@ def test_slopes_and_changed_amounts() -> None:
     assert all(changed[i, k] in amounts[:, k] for i, k in zip(rows.tolist(), columns.tolist(), strict=True))
 
 
+def test_slopes_of_rows_that_do_not_tell_all_attributes_are_numbers() -> None:
+    amounts = torch.randn(40, 2, generator=torch.Generator().manual_seed(6))
+    amounts[:, 1] = 1.0
+    found = slopes(amounts, 0.7 * amounts)
+    assert found.isfinite().all()
+    assert float(found[0]) == pytest.approx(0.7, abs=1e-4)
+
+
+def test_slices_of_a_scan_are_judged_with_the_amounts_of_another_one() -> None:
+    """A flow that moves along light: with every scan's slices alike, two say what one says."""
+    net = gaussian(4)
+    amounts = torch.randn(6, 2, generator=torch.Generator().manual_seed(4))
+    z = (net.pattern() * amounts[:, 1][:, None, None, None]) + 0.01
+    net.standardise(z)
+    one, two = judge_flow(net, z, amounts), judge_flow(net, *(each.repeat_interleave(2, 0) for each in (z, amounts)), 2)
+    # Times and noises are others; with the amounts of the own scan for half of the slices it would be half as much.
+    assert two["told"] == pytest.approx(one["told"], rel=0.3)
+
+
 def test_it_learns_an_effect_that_depends_on_another_attribute() -> None:
     """More light makes a large one brighter and a small one darker: on average nothing, so directions see nothing."""
     random = torch.Generator().manual_seed(3)
