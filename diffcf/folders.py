@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 import zipfile
@@ -69,7 +70,13 @@ def whole_folder(folder: Path, ours: Sequence[str], *, overwrite: bool = False) 
     """
     folder = Path(os.path.realpath(folder))  # of a link, what it leads to is filled
     check_free(folder, ours, overwrite=overwrite)
-    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    if folder.exists() and (os.path.ismount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK)):
+        raise ConfigError(
+            f"{folder} is a mount point, or in a folder that you may not write: no whole result can take its place. "
+            f"Give a new folder inside it, such as {folder / 'result'}."
+        )
+    ours_alone = secrets.token_hex(4)  # a process number comes again
+    temporary, old = (folder.with_name(f".{folder.name}.{ours_alone}.{end}") for end in ("tmp", "old"))
     made = [parent for parent in folder.parents if not parent.exists()]
     try:
         temporary.mkdir(parents=True)

@@ -3,11 +3,12 @@
     python evaluation/implicit.py --config configs/evaluation/implicit_lidc.yaml
 
 The outer loss is the alignment penalty of a batch of scans; its truth is the counterfactual found anew after a step of
-the weights, in double precision. By adjoint and classifier, over batches: `descends`, the share in which a small step
-against the gradient lowers the loss found anew; `sign`, the share of random directions of the weights along which the
-loss found anew changes as the gradient says (of a gradient at an angle a to the true one it is 1 - a / pi);
-`cosine`, with the derivative of the steps themselves, where `unrolled` asks for it; `stationarity` and `indefinite` of
-the report. `stuck` names how many batches were left out since the inner solver itself did not come to rest.
+the weights, in double precision. By adjoint and classifier, over batches: `descends`, the share in which the loss found
+anew is lower a small step against the gradient than a step along it; `sign`, the share of random directions of the
+weights along which the loss found anew changes as the gradient says (of a gradient at an angle a to the true one it is
+1 - a / pi); `cosine`, with the derivative of the steps themselves, where `unrolled` asks for it; `stationarity` and
+`indefinite` of the report. `stuck` names how many batches were left out since the inner solver itself did not come to
+rest.
 
 By solver steps, in one run, single precision: `seconds` of loss and gradient (of the loss alone in the row `search
 alone`); `adjoint_ratio`, the seconds beyond the search by those of unrolling's search and gradient together; and

@@ -106,6 +106,21 @@ def test_a_place_where_no_folder_can_be(tmp_path):
         pytest.fail("the block ran")
 
 
+def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: str(path).endswith("out"))
+    with pytest.raises(ConfigError, match=r"a mount point.*out/result"), whole_folder(tmp_path / "out", OURS):
+        pytest.fail("the work was done")
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_what_a_killed_run_left_is_in_nobodys_way(tmp_path):
+    (tmp_path / f".out.{os.getpid()}.tmp").mkdir()
+    with whole_folder(tmp_path / "out", OURS) as folder:
+        (folder / "a.json").write_text("{}")
+    assert (tmp_path / "out" / "a.json").is_file()
+
+
 def test_what_is_never_replaced_says_so(tmp_path):
     out = tmp_path / "set"
     with whole_folder(out, ()) as folder:

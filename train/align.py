@@ -114,7 +114,8 @@ def experts(scans: ScanDataset, config: Config) -> tuple[Tensor, Tensor] | tuple
 
 def main(config: Config) -> dict[str, float]:
     """Train to `config.steps`; returns the last validation's figures."""
-    accelerator = Accelerator(log_with="tensorboard", project_dir=config.out)
+    # In single precision whatever the launcher says: what half of it leaves of a search has another gradient.
+    accelerator = Accelerator(mixed_precision="no", log_with="tensorboard", project_dir=config.out)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     console = Console(quiet=not accelerator.is_main_process)
     manifest, window = Manifest.read_all(config.manifests), config.preparation.window

@@ -8,7 +8,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from diffcf.alignment.methods import Batch, Method, Terms
+from diffcf.alignment.methods import Batch, Method, Terms, check_weight
 from diffcf.alignment.spaces import Space
 from diffcf.classifiers.icnn import ICNN, templates
 from diffcf.classifiers.network import SlicedClassifier
@@ -40,6 +40,9 @@ class TemplateLoss(Method):
     filters look at one place, not at which (paper 001 counts it among what imposes no explicit constraint)."""
 
     template_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_weight("template_weight", self.template_weight)
 
     def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
         """See `Method`. Errors: ConfigError for another architecture."""

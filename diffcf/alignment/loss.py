@@ -208,12 +208,14 @@ class AlignmentLoss(nn.Module):
             stepped = self.inner.solver.step(problem, opened.start, differentiable=True)
             first = self._judged(opened.image(stepped) - image, region)[0]
         share = (outside / moved.clamp(min=torch.finfo(moved.dtype).tiny)).detach()
+        # Where u* is u_0 the image of it may differ by what rounding leaves.
+        there = reduce(solved.value.detach() != opened.start, "b ... -> b", "any") & (moved > 0)
         return Judged(
             penalty + self.first * first,
             first.detach(),
             counterfactual,
             moved.detach(),
-            torch.where(moved > 0, share, torch.nan),
+            torch.where(there, share, torch.nan),
             solved.value.detach() - opened.start,
             reduce(begun != opened.start, "b ... -> b", "any"),
             solved.report,

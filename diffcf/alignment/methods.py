@@ -16,7 +16,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffcf.alignment.loss import AlignmentLoss, Inner, Judged
+from diffcf.alignment.loss import AlignmentLoss, Inner, Judged, evaluating
 from diffcf.alignment.spaces import Pixels, Space
 from diffcf.alignment.starts import Starts
 from diffcf.counterfactuals.direction import class_score
@@ -134,6 +134,10 @@ class CounterfactualAlignment(Method):
                 f"share {self.share}, wait {self.wait}: expected a share above 0 and at most 1, and a wait of 0 to "
                 "below 1."
             )
+        if self.swapped < 0:
+            raise ConfigError(
+                f"swapped {self.swapped}: expected a weight of 0 or more; below, the outside is rewarded."
+            )
 
     def fitted(self, space: Space, images: Tensor) -> CounterfactualAlignment:
         """See `Method`: the scale of the distance."""
@@ -193,7 +197,8 @@ def swapped_share(
     """How much of the way to images of another class the outside alone goes: the mean over samples of
     |f(x_out) - f(x)|_1 / (|f(x_out) - f(x)|_1 + |f(x_in) - f(x)|_1), a scalar in [0, 1].
 
-    f: the classifier's outputs as `score` (outputs, labels) -> "b j" takes them, by default the log-odds of the label.
+    f: the outputs of the classifier, in evaluation mode, as `score` (outputs, labels) -> "b j" takes them, by default
+    the log-odds of the label.
 
     x_out is x with the other image's pixels outside of both regions, x_in with those inside. Each sample takes the next
     one of the batch that has another label; 0 where there is none. Of several processes, each pairs its own part.
@@ -208,9 +213,17 @@ def swapped_share(
     image, contrast = batch.image[own], batch.image[other]
     inside = torch.maximum(batch.region[own], batch.region[other])
     mixed = torch.cat([image, inside * image + (1 - inside) * contrast, (1 - inside) * image + inside * contrast])
-    start, outside, within = score(classifier(mixed), batch.label[own].repeat(3)).chunk(3)
+    with evaluating(classifier):  # three draws of a dropout differ where no pixel does
+        outputs = classifier(mixed)
+    start, outside, within = score(outputs, batch.label[own].repeat(3)).chunk(3)
     gone, stayed = (reduce((one - start).abs(), "b j -> b", "sum") for one in (outside, within))
     return (gone / (gone + stayed).clamp(min=TINY)).mean()
+
+
+def check_weight(name: str, weight: float) -> None:
+    """Refuse a weight below 0, which rewards what it is to punish (ConfigError)."""
+    if not weight >= 0:
+        raise ConfigError(f"{name} {weight}: expected a weight of 0 or more.")
 
 
 def figures(found: Judged, asked: Tensor | None = None) -> dict[str, Tensor]:
@@ -236,6 +249,9 @@ class RightReasons(Method):
 
     gradient_weight: float = 30.0
     form: Literal["squared", "normalised"] = "squared"
+
+    def __post_init__(self) -> None:
+        check_weight("gradient_weight", self.gradient_weight)
 
     def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
         """See `Method`."""
@@ -281,6 +297,9 @@ class Augmented(Method):
     """
 
     augment_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_weight("augment_weight", self.augment_weight)
 
     def terms(self, classifier: nn.Module, space: Space | None = None) -> Terms:
         """See `Method`."""

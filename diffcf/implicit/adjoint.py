@@ -51,7 +51,7 @@ class Report:
     stationarity: |gradient of T| by the sum of the sizes of its two parts, at u*; the theorem needs 0.
     linear_residual: of the system that was solved. indefinite: a direction of negative curvature was met, so that u* is
     no minimum of T there.
-    collapsed: u* has not moved, or no coordinate is free, and no gradient passes.
+    collapsed: u* has not moved, or no coordinate is free; then no gradient passes.
     """
 
     stationarity: Tensor | None = None
@@ -214,7 +214,8 @@ class Implicit(Adjoint):
         hessian = hessian + self.ridge * eye
         whole = torch.where(free[:, :, None] & free[:, None, :], hessian, eye)  # what is held keeps out of the way
         eigen = torch.linalg.eigvalsh((whole + whole.mT) / 2)
-        singular = eigen.abs().amin(1) <= 1e-12 * eigen.abs().amax(1)
+        rounding = size * torch.finfo(eigen.dtype).eps * torch.where(free, whole.abs().sum(2), 0).amax(1)
+        singular = eigen.abs().amin(1) <= rounding
         if bool(singular.any()):
             raise ConfigError(
                 f"the Hessian of {int(singular.sum())} of {len(vector)} samples is singular on the free coordinates; "
@@ -222,7 +223,7 @@ class Implicit(Adjoint):
             )
         value = torch.linalg.solve(whole, vector.flatten(1)).view_as(vector)
         residual = relative_residual(lambda w: at.hessian(w) + self.ridge * w, value, vector)
-        return LinearSolution(value, residual, (eigen < 0).any(1))
+        return LinearSolution(value, residual, eigen.amin(1) < -rounding)
 
     def _torchopt(self, matvec: Any, vector: Tensor) -> LinearSolution:
         from torchopt.linear_solve import solve_cg
@@ -238,7 +239,7 @@ class Implicit(Adjoint):
         report.stationarity = at.stationarity()
         report.linear_residual, report.indefinite = solution.residual, solution.indefinite
         report.collapsed = ~moved.flatten(1).any(1)
-        far = (report.stationarity > self.far) & ~report.collapsed
+        far = (report.stationarity > self.far) & at.free.flatten(1).any(1)
         if bool(far.any()) and not self.as_published:
             warnings.warn(FAR, stacklevel=2)
         if bool(solution.indefinite.any()):

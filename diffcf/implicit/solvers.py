@@ -22,6 +22,12 @@ class InnerSolver(ABC):
 
     steps: int
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"{self}: expected one step or more; without any nothing is searched.")
+        if getattr(self, "rate", 1.0) <= 0:
+            raise ConfigError(f"{self}: expected a rate above 0; below, the objective is climbed.")
+
     @abstractmethod
     def step(self, problem: Problem, value: Tensor, differentiable: bool) -> Tensor:
         """One step from u "b ...". differentiable: with a graph to θ and to `value`."""
@@ -53,6 +59,11 @@ class GaussNewton(InnerSolver):
     steps: int = 4
     halvings: int = 3
     newton: int = 50  # of k equations in k unknowns; far from rest cross-entropy over several outputs takes dozens
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.halvings < 0 or self.newton < 1:
+            raise ConfigError(f"{self}: expected no halvings or some, and one step of Newton's method or more.")
 
     def step(self, problem: Problem, value: Tensor, differentiable: bool) -> Tensor:
         """See `InnerSolver`."""

@@ -104,6 +104,10 @@ def read_dicom_file(path: Path, *, series_uid: str | None, allow_tilt: bool, mod
     header = _header(path)
     if header is None:
         raise ScanError(f"{path}: {_why_not(path)}. Export the scan again as DICOM part 10 files.")
+    if header.modality == "RTSTRUCT":
+        raise ScanError(
+            f"{path}: contours (RTSTRUCT), no voxels. Convert them to a NIfTI mask on the grid of the scan."
+        )
     if header.is_localizer:
         raise ScanError(f"{path}: {tag('ImageType')} says LOCALIZER: an overview picture, not a slice of the scan.")
     return _read(_one_series(path, [header], series_uid), path, [], allow_tilt=allow_tilt, modality=modality)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CANONICAL = ("L", "P", "S")  # x to the patient's left, y to posterior, z to superior: an axial slice as displayed
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+LEAN_DEGREES = 5.0  # of slices from axial; a head is held so at times
 TILT_DEGREES = 0.5  # axes further from a right angle than this are a tilt, nearer is rounding of the header
 
 
@@ -58,6 +59,10 @@ def canonical_scan(array: np.ndarray, affine: np.ndarray, provenance: Provenance
     canonical = orientations.axcodes2ornt(CANONICAL)
     turn = orientations.ornt_transform(source, canonical)
     turned = affine @ orientations.inv_ornt_aff(turn, array.shape)
+    lean = _lean_degrees(turned)
+    if lean > LEAN_DEGREES and shear_degrees(turned) <= TILT_DEGREES:
+        note = f"slices lean {lean:.0f} degrees from axial, taken as they are"
+        provenance = dataclasses.replace(provenance, notes=(*provenance.notes, note))
     volume = rearrange(orientations.apply_orientation(array, turn), "x y z -> z y x")
     volume = np.ascontiguousarray(volume, dtype=np.float32)
     if keep_grid:
@@ -70,6 +75,12 @@ def canonical_scan(array: np.ndarray, affine: np.ndarray, provenance: Provenance
     else:
         provenance = dataclasses.replace(provenance, grid_shape=volume.shape[::-1], grid_affine=turned, to_grid=None)
     return Scan(volume=volume, spacing=spacing_of(turned), affine=turned, provenance=provenance)
+
+
+def _lean_degrees(affine: np.ndarray) -> float:
+    """The angle between the normal of the slices of a canonical grid and the patient's long axis."""
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    return float(np.degrees(np.arccos(np.clip(abs(normal[2]) / np.linalg.norm(normal), 0.0, 1.0))))
 
 
 def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:

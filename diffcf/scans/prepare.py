@@ -17,10 +17,11 @@ from einops import rearrange
 
 from diffcf.cards import Preparation, Window
 from diffcf.errors import ConfigError, ScanError
-from diffcf.scans.grid import require_geometry, spacing_of, world
+from diffcf.scans.grid import has_geometry, require_geometry, spacing_of, world
 from diffcf.types import Scan
 
 AIR_HU = -1000.0
+SQUARE = 1.02  # sides of a pixel, longer by shorter, up to which it counts as square
 SAME_SPACING = 1e-4  # relative; a grid this close to the asked one is taken as it is, voxel for voxel
 
 
@@ -298,6 +299,11 @@ def _pixel_size(scan: Scan, preparation: Preparation) -> tuple[tuple[float, floa
         side = max(n * length for n, length in zip(scan.volume.shape[1:], own, strict=True))
         return (side / preparation.size, side / preparation.size), own
     if preparation.spacing is None:
+        if has_geometry(scan) and max(own) > min(own) * SQUARE:
+            raise ScanError(
+                f"{scan.provenance.path}: pixels of {own[0]:g} x {own[1]:g} mm; this model takes pixels as they are, "
+                "and has seen square ones alone. Give axial slices, or resample it (diffcf.scans.prepare.resample)."
+            )
         return own, own
     require_geometry(scan, f"a field at {preparation.spacing:g} mm a pixel")
     return (preparation.spacing, preparation.spacing), own

@@ -46,6 +46,8 @@ def _read_file(path: Path, *, series_uid: str | None, allow_tilt: bool, modality
         from diffcf.scans.dicom import read_dicom_file
 
         return read_dicom_file(path, series_uid=series_uid, allow_tilt=allow_tilt, modality=modality)
+    if series_uid is not None:
+        raise ScanError(f"{path}: no DICOM file, so it has no series {series_uid}; leave the series out.")
     if is_nifti(head):
         return read_nifti(path, allow_tilt=allow_tilt, modality=modality)
     if suffixes.endswith((".dcm", ".dicom", ".ima")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ def write_dicom_series(scan: Scan, folder: str | Path, *, seed: int = 0) -> Path
     depth = pixels.shape[0]
     content = hashlib.sha256(pixels.tobytes() + affine.round(6).tobytes()).hexdigest()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     digits = max(4, len(str(depth)))
     try:
         temporary.mkdir()

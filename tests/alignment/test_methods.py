@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffcf.alignment.loss import Inner
@@ -26,7 +26,7 @@ from diffcf.alignment.methods import (
 from diffcf.alignment.monitor import Monitor
 from diffcf.alignment.regions import regions_of
 from diffcf.errors import ConfigError
-from diffcf.implicit import GaussNewton
+from diffcf.implicit import GaussNewton, ProximalSteps, SubgradientSteps
 
 
 def test_vanilla_is_cross_entropy(small, scene) -> None:
@@ -303,3 +303,40 @@ def test_the_method_of_the_guide_works_as_written(small, scene, tmp_path) -> Non
 
 def test_settings_are_values() -> None:
     assert dataclasses.replace(CounterfactualAlignment(), align_weight=2.0) == CounterfactualAlignment(2.0)
+
+
+def test_the_share_of_the_outside_sees_no_dropout() -> None:
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, image: Tensor) -> Tensor:
+            kept = self.drop(image[..., 2:6, 2:6])
+            score = kept.mean((1, 2, 3, 4))
+            return torch.stack([-score, score], 1)
+
+    image = torch.randn(6, 1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    region = torch.zeros_like(image)
+    region[..., 2:6, 2:6] = 1
+    net = Inside().train()
+    assert float(swapped_share(net, Batch(image, torch.tensor([0, 1] * 3), region))) == 0
+    assert net.drop.training
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CounterfactualAlignment(swapped=-1.0),
+        lambda: RightReasons(-5.0),
+        lambda: Augmented(-1.0),
+        lambda: GaussNewton(0),
+        lambda: GaussNewton(newton=0),
+        lambda: ProximalSteps(rate=0.0),
+        lambda: ProximalSteps(0),
+        lambda: SubgradientSteps(rate=-0.1),
+    ],
+)
+def test_settings_that_turn_a_loss_off_or_upside_down_are_refused(make) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        make()

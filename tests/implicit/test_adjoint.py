@@ -337,6 +337,19 @@ def test_singular_systems_are_refused_or_ridged(networked, linear) -> None:
     assert bool(reached(solved, cotangent(case.origin), problem)["matrix"].isfinite().all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_singular_system_is_found_in_either_precision(dtype) -> None:
+    random = torch.Generator().manual_seed(0)
+    matrix = torch.randn(2, 6, generator=random, dtype=dtype).requires_grad_()
+    origin = torch.randn(3, 6, generator=random, dtype=dtype)
+    problem = Problem(
+        lambda u, p: u @ p["matrix"].T, lambda s: s.square().sum(1), {"matrix": matrix}, origin, 0.2, L1()
+    )
+    solved = Implicit("dense")(problem, ProximalSteps(1, 1e-3), origin + 1)
+    with pytest.raises(ConfigError, match="ridge"):
+        solved.value.sum().backward()
+
+
 def test_kinks_need_a_proximal_solver_or_the_papers_name(networked) -> None:
     problem = networked(distance=L1(), weight=0.05)
     with pytest.raises(ConfigError, match="SmoothL1"):

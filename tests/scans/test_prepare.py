@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -151,6 +153,15 @@ def test_pixels_that_are_not_square_become_square(scan_of):
     patch = prepare(scan_of(np.where(disc, 100, -900)[None], (2.5, 2, 1)), Preparation(size=40, spacing=1.0))
     inside = patch.hu[0] > -400
     assert abs(int(inside.sum(0).max()) - int(inside.sum(1).max())) <= 2
+
+
+def test_pixels_that_are_not_square_are_not_taken_as_they_are(hounsfield, scan_of):
+    preparation = Preparation(Window(40, 400), size=4, field="crop", spacing=None)
+    with pytest.raises(ScanError, match=r"pixels of 0\.8 x 0\.7 mm; this model takes pixels as they are"):
+        prepare(scan_of(hounsfield, (2.5, 0.8, 0.7)), preparation)
+    assert prepare(scan_of(hounsfield, (2.5, 0.8, 0.79)), preparation).spacing == (0.8, 0.79)
+    at_a_spacing = dataclasses.replace(preparation, spacing=0.7)
+    assert prepare(scan_of(hounsfield, (2.5, 0.8, 0.7)), at_a_spacing).spacing == (0.7, 0.7)
 
 
 def test_modality_and_plane(hounsfield, scan_of):

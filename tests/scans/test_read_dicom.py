@@ -340,3 +340,10 @@ def test_other_modalities(tmp_path, hounsfield, slices_of, save):
         scan = read_scan(folder, modality=modality)
         np.testing.assert_array_equal(scan.volume, hounsfield + 1024)  # as stored
         assert scan.provenance.modality == "MR"
+
+
+def test_contours_are_refused_as_what_they_are(tmp_path, slices_of, hounsfield, save):
+    contours = slices_of(hounsfield)[:1]
+    contours[0].Modality = "RTSTRUCT"
+    with pytest.raises(ScanError, match=r"contours \(RTSTRUCT\), no voxels"):
+        read_scan(save(contours, tmp_path / "rt") / "000.dcm")

@@ -80,6 +80,23 @@ def test_round_trip_of_any_oblique_grid(tmp_path_factory, code, angle, spacing, 
     np.testing.assert_array_equal(again.affine, scan.affine)
 
 
+@pytest.mark.parametrize(("degrees", "said"), [(0, False), (4, False), (30, True)])
+def test_slices_that_lean_are_said(tmp_path, hounsfield, degrees, said):
+    turn = np.eye(4)
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn[1:3, 1:3] = [[cos, -sin], [sin, cos]]
+    affine = turn @ np.diag([-0.8, -0.8, 2.5, 1])
+    nib.save(nib.Nifti1Image(np.transpose(hounsfield).astype(np.int16), affine), tmp_path / "scan.nii")
+    notes = read_scan(tmp_path / "scan.nii").provenance.notes
+    assert ("slices lean 30 degrees from axial, taken as they are" in notes) == said
+
+
+def test_a_file_that_is_no_dicom_has_no_series(tmp_path, hounsfield):
+    nib.save(nib.Nifti1Image(np.transpose(hounsfield).astype(np.int16), np.diag([-1.0, -1, 2, 1])), tmp_path / "a.nii")
+    with pytest.raises(ScanError, match=r"no DICOM file, so it has no series 1\.2\.3"):
+        read_scan(tmp_path / "a.nii", series_uid="1.2.3")
+
+
 @pytest.mark.parametrize("name", [".nii", "a.b-c.1024.nii", "scan.nii.gz", "SCAN.NII", "no_suffix"])
 def test_the_content_decides_not_the_name(tmp_path, hounsfield, name):
     array, affine = _turned(hounsfield.astype(np.int16), "RAS")
