@@ -115,7 +115,7 @@ def gradient_of(loss: AlignmentLoss, image: Tensor, region: Tensor, start: Start
 
 def dot(left: list[Tensor], right: list[Tensor]) -> float:
     """Over all weights."""
-    return sum(float((a * b).sum()) for a, b in zip(left, right, strict=True))
+    return sum(float((a * b).sum().detach()) for a, b in zip(left, right, strict=True))
 
 
 def quality(classifier: nn.Module, image: Tensor, region: Tensor, config: Config) -> list[dict[str, Any]]:

@@ -21,8 +21,9 @@ from diffcf.training.command import run_script
 INTRODUCTION = """# Results
 Written by `python evaluation/tables.py` from the JSON files in this folder, which the scripts in `evaluation/` write.
 Means with 95% bootstrap intervals over patients, or over runs where the script says so, on patients that no model has
-seen and nothing was chosen by. What the columns mean stands at the top of each script. Of the widest tables the chief
-columns are shown; the files have all.
+seen and nothing was chosen by. Where all cases are 0, or all 1, the bootstrap has no width; the true share of n cases
+may then be as far off as 1 - 0.025^(1/n), 0.26 of 12 and 0.14 of 24. What the columns mean stands at the top of each
+script. Of the widest tables the chief columns are shown; the files have all.
 """
 CHIEF = {  # of scripts with more columns than a page can show
     "counterfactuals": (
