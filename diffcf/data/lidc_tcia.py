@@ -201,6 +201,7 @@ def _cut(nodule: Nodule, scan: Scan, size: int, slices: int) -> tuple[Scan, np.n
         preparation,
         slices=range(first, first + slices),
         centre_index=(round(float(middle[1])), round(float(middle[2]))),
+        any_pixels=True,
     )
     return _as_scan(patch, scan), _region(index, patch), int((index[0] == central).sum())
 

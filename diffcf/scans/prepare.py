@@ -114,18 +114,23 @@ def prepare(
     slices: SliceSelection | Sequence[int] | None = None,
     centre_mm: Sequence[float] | None = None,
     centre_index: Sequence[float] | None = None,
+    any_pixels: bool = False,
 ) -> Patch:
     """Cut a model's field out of a scan.
 
     slices: indices or a `SliceSelection`; None takes `preparation.slices` slices evenly spaced over the volume (the
     middles of as many equal parts) or, with centre_mm, as many neighbouring slices around that point. centre_mm: RAS
     (x, y, z) of the field's centre; centre_index: its (row, column). At most one of the two; without either it is the
-    middle of the slice. The field is anti-aliased where it shrinks, and padded where it exceeds the slice.
+    middle of the slice. The field is anti-aliased where it shrinks, and padded where it exceeds the slice. any_pixels:
+    also take pixels that are not square as they are, to cut scans that no model looks at.
 
-    Errors: ScanError where the scan's modality is not the preparation's, it has too few slices, or a length in mm is
-    asked of a scan without spacing; ConfigError where a slice or centre does not exist.
+    Errors: ScanError where the scan's modality is not the preparation's, it has too few slices, its pixels are not
+    square and would be taken as they are, or a length in mm is asked of a scan without spacing; ConfigError where a
+    slice or centre does not exist.
     """
     _check_modality(scan, preparation)
+    if not any_pixels:
+        _check_square(scan, preparation)
     if centre_mm is not None and centre_index is not None:
         raise ConfigError("give the centre as centre_mm or as centre_index, not as both.")
     if preparation.field == "resize" and (centre_mm is not None or centre_index is not None):
@@ -291,6 +296,17 @@ def _nearest_slice(scan: Scan, position: float) -> int:
     return min(max(round(at), 0), depth - 1)
 
 
+def _check_square(scan: Scan, preparation: Preparation) -> None:
+    """Refuse pixels that a model would see stretched."""
+    _, rows, columns = scan.spacing
+    as_they_are = preparation.field == "crop" and preparation.spacing is None
+    if as_they_are and has_geometry(scan) and max(rows, columns) > min(rows, columns) * SQUARE:
+        raise ScanError(
+            f"{scan.provenance.path}: pixels of {rows:g} x {columns:g} mm; this model takes pixels as they are, and "
+            "has seen square ones alone. Give axial slices, or resample the scan (diffcf.scans.prepare.resample)."
+        )
+
+
 def _pixel_size(scan: Scan, preparation: Preparation) -> tuple[tuple[float, float], tuple[float, float]]:
     """mm of a pixel of the field, and of the slice, along (rows, columns)."""
     _, *sides = scan.spacing
@@ -299,11 +315,6 @@ def _pixel_size(scan: Scan, preparation: Preparation) -> tuple[tuple[float, floa
         side = max(n * length for n, length in zip(scan.volume.shape[1:], own, strict=True))
         return (side / preparation.size, side / preparation.size), own
     if preparation.spacing is None:
-        if has_geometry(scan) and max(own) > min(own) * SQUARE:
-            raise ScanError(
-                f"{scan.provenance.path}: pixels of {own[0]:g} x {own[1]:g} mm; this model takes pixels as they are, "
-                "and has seen square ones alone. Give axial slices, or resample it (diffcf.scans.prepare.resample)."
-            )
         return own, own
     require_geometry(scan, f"a field at {preparation.spacing:g} mm a pixel")
     return (preparation.spacing, preparation.spacing), own
