@@ -106,14 +106,9 @@ def test_a_flow_of_attributes_is_trained_and_resumed_and_introspects(trained, ca
     ]
     assert 0 <= free["top"] <= free["top3"] <= 1
     assert frozen["top"] is None
-    assert frozen["changed"] <= 1
+    for row in (free, frozen):  # what is not reached is no answer
+        assert (row["distance"] is None) == (row["first"] == "none") == (row["validity"] == 0)
     assert frozen["first"].startswith(("row", "none"))
-    rows = result(trained[0], "introspection", "tiny_frequency")["rows"]
-    assert len(rows) == 2 * 2
-    for row in rows:
-        assert row["changes"] == pytest.approx(row["up"] + row["down"])
-    right = next(row for row in rows if (row["direction"], row["attribute"]) == ("left to right", "column"))
-    assert 1 < right["in_data"] < 2.5  # spreads: the columns of both classes hardly meet
     [typical] = result(trained[0], "introspection", "tiny_typicality")["rows"]
     assert -1 <= typical["score"] <= 1
     assert (trained[0] / "runs" / "tiny" / "figures" / "introspection_tiny.png").stat().st_size > 5000
