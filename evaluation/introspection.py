@@ -76,7 +76,7 @@ def bias_row(
     queries: Sequence[Query], planted: str | None, config: Config, more: Mapping[str, Sequence[float]] | None = None
 ) -> dict[str, Any]:
     """How often the planted attribute is the most changed one, which ones are, and more figures of the queries."""
-    first = [query.order[0] for query in queries if query.reached]
+    first = [query.order[0] for query in queries if query.reached and query.order]
     often = [f"{name} ({count / len(first):.2f})" for name, count in Counter(first).most_common(2)]
     orders = [query.order if query.reached else [] for query in queries]
     values = {

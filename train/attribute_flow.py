@@ -88,6 +88,7 @@ def main(config: Config) -> dict[str, float]:
     """Train to `config.steps`; returns the last validation's figures."""
     accelerator = Accelerator(log_with="tensorboard", project_dir=config.out)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    check_rows(config, world)
     generator = SliceWise(load_generator(config.generator)).to(device)
     preparation = replace(generator.card.preparation, slices=config.slices)
     manifest = Manifest.read_all(config.manifests)
@@ -95,7 +96,6 @@ def main(config: Config) -> dict[str, float]:
         sets = {split: rated_scans(manifest, preparation, config.names, split) for split in ("train", "val")}
     images, values = sets["train"]
     check_varying(config.names, sets["val"][1], "the held-out scans")
-    check_rows(config, world)
     card = AttributesCard.of(config.names, values, content_hash(config.generator, "generator"))
 
     @torch.no_grad()

@@ -134,10 +134,7 @@ class CounterfactualAlignment(Method):
                 f"share {self.share}, wait {self.wait}: expected a share above 0 and at most 1, and a wait of 0 to "
                 "below 1."
             )
-        if self.swapped < 0:
-            raise ConfigError(
-                f"swapped {self.swapped}: expected a weight of 0 or more; below, the outside is rewarded."
-            )
+        check_weight("swapped", self.swapped)
 
     def fitted(self, space: Space, images: Tensor) -> CounterfactualAlignment:
         """See `Method`: the scale of the distance."""

@@ -39,6 +39,16 @@ def test_shares_are_of_all_queries_and_changes_of_those_that_were_reached(script
     assert none["validity"] == 0
     assert none["distance"] != none["distance"]  # no number
     assert none["first"] == "none"
+    unmoved = script.Query(0, "patient", {"texture": 0.0}, True)
+    assert script.bias_row([unmoved], "texture", HOW)["first"] == "none"
+
+
+def test_how_much_the_classes_differ_is_of_the_rated_training_scans(script) -> None:
+    told = [(0, 1.0), (0, 3.0), (0, None), (1, 6.0), (1, 8.0)]
+    rows = [SimpleNamespace(label=label, attributes={"texture": value}) for label, value in told]
+    asked = SimpleNamespace(manifest=SimpleNamespace(split={"train": rows}.__getitem__))
+    assert script.in_data(asked, "texture", 2.0, 0, 1) == 2.5
+    assert script.in_data(asked, "texture", 2.0, 1, 0) == -2.5
 
 
 def test_the_frequency_of_attributes_is_of_what_was_reached(script, monkeypatch) -> None:
@@ -55,5 +65,6 @@ def test_the_frequency_of_attributes_is_of_what_was_reached(script, monkeypatch)
         ("large to small", "texture"): (1, 0.0, 0.0, 0.0),
         ("large to small", "diameter"): (1, 1.0, 0.0, -3.0),
     }
+    assert all(row["changes"] == row["up"] + row["down"] and row["in_data"] == 0.5 for row in rows)
     failed = [query for query in queries(script) if not query.reached]
     assert script.frequency_rows(asked, failed, HOW) == []

@@ -98,6 +98,8 @@ def test_a_flow_of_attributes_is_trained_and_resumed_and_introspects(trained, ca
     assert flow.card.names == ["column", "row"]
     assert flow.card.about["read"]["column"] > 0.5
     assert (flow.card.about["steps"], flow.card.about["scans"]) == (60, 60)
+    with pytest.raises(ConfigError, match="Take batch 6 or more"):
+        run("train", "attribute_flow", "--batch", "4")
     run("evaluation", "introspection")
     free, frozen = result(trained[0], "introspection")["rows"]
     assert [(row["frozen"], row["default"], row["n"]) for row in (free, frozen)] == [
