@@ -192,6 +192,19 @@ class AttributesCard:
         return dataclasses.replace(self, **lists)
 
 
+@dataclass(frozen=True)
+class AttributeAgentCard:
+    """Which black box (by content hash) an agent of attributes imitates, and from which: names, with the mean and the
+    spread that amounts are measured by, as in the `AttributesCard`."""
+
+    names: list[str]
+    mean: list[float]
+    spread: list[float]
+    classes: list[str]
+    blackbox_hash: str
+    about: dict[str, Any] = field(default_factory=dict)
+
+
 def check_varying(names: Sequence[str], values: Tensor, where: str) -> None:
     """Refuse attributes whose values "n k" are all the same (ConfigError); where: in what scans, in words."""
     if constant := [name for name, column in zip(names, values.T.tolist(), strict=True) if len(set(column)) < 2]:
@@ -199,7 +212,7 @@ def check_varying(names: Sequence[str], values: Tensor, where: str) -> None:
 
 
 Card = TypeVar("Card")
-CARDS = (ClassifierCard, GeneratorCard, AgentCard, OneStepCard, AttributesCard)
+CARDS = (ClassifierCard, GeneratorCard, AgentCard, OneStepCard, AttributesCard, AttributeAgentCard)
 
 
 def parse_card(kind: type[Card], data: Mapping[str, Any], source: str) -> Card:

@@ -110,12 +110,7 @@ class Explainer:
             check_agent(agent.card, self.classes, self.slices, generator_hash, blackbox_hash)
         self.method = self.settings.method or default_method(generator, agent)
         self.space = self.method.space(generator)
-        named = self._attributes()
-        if named is not None and generator_hash is not None and named.generator_hash != generator_hash:
-            raise CheckpointError(
-                f"these attributes were fitted over generator {named.generator_hash[:12]}, but this one is "
-                f"{generator_hash[:12]}; fit them again: train/attributes.py or train/attribute_flow.py."
-            )
+        self.method.check(self.classes, generator_hash, blackbox_hash)
 
     @classmethod
     def load(

@@ -74,6 +74,9 @@ class ExplainOptions(RunOptions, ScanOptions):
         None,
         "DIR",
     )
+    attribute_agent: str | None = option(
+        str | None, "asked together with the black box in --method attributes (train/attribute_agent.py)", None, "DIR"
+    )
     freeze: str | tuple[str, ...] | None = option(
         str | tuple[str, ...] | None, "attributes that must not change: 'texture,diameter'", None, "NAMES"
     )

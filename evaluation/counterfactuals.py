@@ -4,9 +4,10 @@
 
 Held-out scans that the black box classifies correctly are pushed to the other class, as `diffcf explain` does it, and
 reported by direction. `validity` is the share that the black box itself gives the asked score; `decision_validity` the
-share whose predicted class changed. `proximity_l1` and `proximity_l2` are the mean and the root mean squared change in
-HU, `sparsity` the share of pixels that change by more than 5% of the window's width, `cause_precision` the share of the
-absolute change that lies in the known cause (manifest column `mask`; over the scans that have one), beside
+share whose predicted class changed. All other figures are of every scan, with the best point where the score was not
+reached: they are to be read beside `validity`. `proximity_l1` and `proximity_l2` are the mean and the root mean squared
+change in HU, `sparsity` the share of pixels that change by more than 5% of the window's width, `cause_precision` the
+share of the absolute change that lies in the known cause (manifest column `mask`; over the scans that have one), beside
 `cause_area`, what a change spread evenly would score; `cause_recall` the share of the cause that changes visibly.
 `cout` and `identity` are as in `diffcf.metrics.counterfactual`; features are those of `encoder`, a fixed wavelet
 transform. `kid` compares patches around the changes with patches of other patients' scans; `kid_excess` is by how much

@@ -114,9 +114,10 @@ def _method(options: ExplainOptions, models: Models) -> Method | None:
     from diffcf.counterfactuals import method_named
 
     frozen = tuple(name.strip() for name in _listed(options.freeze).split(",")) if options.freeze else ()
-    if options.method is None and (options.attributes is not None or frozen):
-        raise ConfigError("--attributes and --freeze go with --method attributes.")
-    return None if options.method is None else method_named(options.method, models.agent, options.attributes, frozen)
+    named = (options.attributes, options.attribute_agent)
+    if options.method is None and (any(folder is not None for folder in named) or frozen):
+        raise ConfigError("--attributes, --attribute-agent and --freeze go with --method attributes.")
+    return None if options.method is None else method_named(options.method, models.agent, *named, frozen)
 
 
 def provenance(
@@ -131,8 +132,9 @@ def provenance(
         "agent": options.agent or options.classifier,
         "onestep": options.onestep or options.generator or options.classifier,
         "attributes": options.attributes,
+        "attribute_agent": options.attribute_agent,
     }
-    folders = {**dataclasses.asdict(models), "attributes": options.attributes}
+    folders = {**names, **dataclasses.asdict(models)}
     sampling = explainer.generator.generator.sampling
     return {
         "models": {

@@ -7,7 +7,7 @@ A method proposes a direction in the code of each sample, "z plus this is an ans
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +36,8 @@ class Proposal:
     stands: where its own point (step 1) reaches the probability, the line search does not come back from there.
     carried: the share of every pixel's change that is carried, "b s c h w", in place of the method's gate. longest,
     longest_back: the largest steps along and against the line at which it is still meant, "b"; None is any. previewed:
-    the search itself looks at previews (`Ray.glimpse`), so that the frames of its path may be some.
+    the search itself looks at previews (`Ray.glimpse`), so that the frames of its path may be some. agrees: somebody
+    who must give the target the asked probability, too, at the same step.
     """
 
     direction: Tensor
@@ -46,6 +47,7 @@ class Proposal:
     longest: Tensor | None = None
     longest_back: Tensor | None = None
     previewed: bool = False
+    agrees: ProbabilitiesAt | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Method(ABC):
     def space(self, generator: Any) -> Any:
         """The generator whose code is searched: the given one."""
         return generator
+
+    def check(self, classes: Sequence[str], generator_hash: str | None, blackbox_hash: str | None) -> None:
+        """Refuse models of its own that belong to another generator or black box (CheckpointError); None as a hash is
+        not checked."""
+        return
 
     @abstractmethod
     def propose(self, ray: Ray, target: Tensor, search: StepSearch) -> Proposal:

@@ -27,27 +27,29 @@ def method_named(
     name: str,
     agent: str | Path | None = None,
     attributes: str | Path | None = None,
+    attribute_agent: str | Path | None = None,
     frozen: Sequence[str] = (),
 ) -> Method:
     """The method of that name with its defaults.
 
-    agent: folder of the agent, which holds the exemplars. attributes: folder of named attributes; frozen: names of
-    those that must not change.
+    agent: folder of the agent, which holds the exemplars. attributes: folder of named attributes; attribute_agent:
+    of an agent that reads them; frozen: names of those that must not change.
 
     Errors: ConfigError for an unknown name, for exemplars without an agent, for attributes without their folder, and
-    for a folder or frozen attributes that the method does not use.
+    for folders or frozen attributes that the method does not use.
     """
     if name not in METHODS:
         raise ConfigError(f"method {name!r}: expected one of {', '.join(METHODS)}.")
-    if name != "attributes" and (attributes is not None or frozen):
-        raise ConfigError(f"named and frozen attributes are for --method attributes, not {name!r}.")
+    if name != "attributes" and (attributes is not None or attribute_agent is not None or frozen):
+        raise ConfigError(f"named and frozen attributes, and their agent, are for --method attributes, not {name!r}.")
     if name == "attributes":
         if attributes is None:
             raise ConfigError(
                 "the method 'attributes' needs to know what attributes do: give --attributes FOLDER, or learn it from "
                 "rated scans with train/attribute_flow.py or train/attributes.py."
             )
-        return Attributes(Path(attributes), tuple(frozen))
+        agent_of_them = None if attribute_agent is None else Path(attribute_agent)
+        return Attributes(Path(attributes), tuple(frozen), agent_of_them)
     if name != "exemplar":
         return METHODS[name]()
     if agent is None:

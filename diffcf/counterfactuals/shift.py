@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffcf.counterfactuals.methods import Method, ProbabilitiesAt, Proposal, default_method
 from diffcf.counterfactuals.ray import Points, Ray, probability_of
-from diffcf.counterfactuals.steps import StepFound, StepSearch, find_step
+from diffcf.counterfactuals.steps import ProbabilityAt, StepFound, StepSearch, find_step
 from diffcf.errors import ConfigError
 from diffcf.types import Code, Scorer, Solution
 
@@ -138,7 +138,9 @@ def counterfactual(
     if proposal.carried is not None:
         ray.restrict(proposal.carried)
     cheap = None if proposal.whole else proposal.cheap
-    end, found = walk(ray, target, search, cheap, sign=1, longest=proposal.longest, stands=proposal.whole)
+    end, found = walk(
+        ray, target, search, cheap, sign=1, longest=proposal.longest, stands=proposal.whole, agrees=proposal.agrees
+    )
     return Counterfactuals(ray, target, ray.start, end, found, search, proposal, shown)
 
 
@@ -164,24 +166,32 @@ def walk(
     strict: bool = False,
     longest: Tensor | None = None,
     stands: bool = False,
+    agrees: ProbabilitiesAt | None = None,
 ) -> tuple[Points, StepFound]:
     """Search along the ray (sign 1) or against it (-1) for the asked probability of class `wanted`, int "b".
 
     The first step tried is where `cheap`, which costs no decoding, reaches it; None tries step 1. strict: where it
-    never does, nothing is decoded. longest, stands: as of `find_step`. Returns the points with signed steps.
+    never does, nothing is decoded. longest, stands: as of `find_step`. agrees: as of a `Proposal`. Returns the points
+    with signed steps.
     """
     rounds: list[tuple[Tensor, Points]] = []
     start = ray.start
 
+    def by_all(probability: Tensor, index: Tensor, step: Tensor) -> Tensor:
+        given = probability_of(probability, wanted[index])
+        if agrees is None:
+            return given
+        return torch.minimum(given, probability_of(agrees(index, sign * step), wanted[index]).to(given))
+
     def by_blackbox(index: Tensor, step: Tensor) -> Tensor:
         points = ray.at(index, sign * step)
         rounds.append((index, points))
-        return probability_of(points.probability, wanted[index])
+        return by_all(points.probability, index, step)
 
-    given = probability_of(start.probability, wanted)
+    given = by_all(start.probability, torch.arange(len(wanted), device=wanted.device), start.step)
     first, among = torch.ones_like(start.step), None
     if cheap is not None:
-        first, crossed = _crossing(lambda index, step: cheap(index, sign * step), wanted, given, search)
+        first, crossed = _crossing(lambda index, step: by_all(cheap(index, sign * step), index, step), given, search)
         among = crossed if strict else None
     found = find_step(by_blackbox, given, first, search, among, longest=longest, stands=stands)
     ends = []
@@ -194,10 +204,10 @@ def walk(
     return Points.join(ends), found
 
 
-def _crossing(cheap: ProbabilitiesAt, wanted: Tensor, given: Tensor, search: StepSearch) -> tuple[Tensor, Tensor]:
-    """The step "b" at which the cheap probabilities reach the asked one, 1 elsewhere; and where they do, bool "b".
+def _crossing(cheap: ProbabilityAt, given: Tensor, search: StepSearch) -> tuple[Tensor, Tensor]:
+    """The step "b" at which the cheap probability reaches the asked one, 1 elsewhere; and where they do, bool "b".
 
-    given: what the black box gives at the start, "b"; where that is enough nothing is asked.
+    given: what there is at the start, "b"; where that is enough nothing is asked.
     """
     crossed, first = given >= search.probability, torch.ones_like(given)
     samples = (~crossed).nonzero().squeeze(1)
@@ -205,9 +215,9 @@ def _crossing(cheap: ProbabilitiesAt, wanted: Tensor, given: Tensor, search: Ste
         return first, crossed
 
     def along(index: Tensor, step: Tensor) -> Tensor:
-        return probability_of(cheap(samples[index], step), wanted[samples[index]])
+        return cheap(samples[index], step)
 
-    everyone = torch.arange(len(samples), device=wanted.device)
+    everyone = torch.arange(len(samples), device=given.device)
     one = first[samples]
     guess = find_step(along, along(everyone, 0 * one), one, replace(search, evaluations=CHEAP_EVALUATIONS))
     first[samples] = torch.where(guess.reached, guess.step, one).clamp(min=SMALLEST_FIRST).to(first)

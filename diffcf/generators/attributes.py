@@ -162,6 +162,11 @@ class AttributeSpace(Space):
         """What one evaluation a slice says of it; decoded by a generator that has no such thing."""
         return getattr(self.generator, "preview", self.generator.decode)(self._edited(code))
 
+    def amounts(self, code: Code) -> Tensor:
+        """Amounts "b n" of all attributes: those of the code, and the scan's own of the frozen ones."""
+        own = self._fixed(code)[-1].to(code.semantic)
+        return own.index_copy(1, torch.tensor(self.free, device=own.device), code.semantic)
+
     def refreshed(self, code: Code, seed: int) -> Code:
         """The same codes with a fresh x_T."""
         held, stochastic, amounts = self._fixed(code)
@@ -188,6 +193,5 @@ class AttributeSpace(Space):
         return unpack(code.stochastic, self._shapes, "b *")
 
     def _edited(self, code: Code) -> Code:
-        held, stochastic, amounts = self._fixed(code)
-        amounts = amounts.to(code.semantic).index_copy(1, torch.tensor(self.free, device=amounts.device), code.semantic)
-        return Code(self.model.predict(held, amounts), stochastic if stochastic.numel() else None)
+        held, stochastic, _ = self._fixed(code)
+        return Code(self.model.predict(held, self.amounts(code)), stochastic if stochastic.numel() else None)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from diffcf.alignment.loss import AlignmentLoss, Inner, evaluating
-from diffcf.alignment.methods import Batch, CounterfactualAlignment, RightReasons
+from diffcf.alignment.methods import Batch, CounterfactualAlignment, RightReasons, figures
 from diffcf.alignment.spaces import Pixels
 from diffcf.distances import L1, SmoothL1, SquaredL2
 from diffcf.errors import ConfigError
@@ -74,6 +74,19 @@ def test_degenerate_regions(small, scene) -> None:
     slopes = torch.autograd.grad(everything.sum(), list(loss.classifier.parameters()))
     assert not any(bool(slope.any()) for slope in slopes)
     assert torch.allclose(loss(image, torch.zeros_like(region)).penalty, torch.ones(6, dtype=torch.float64))
+
+
+def test_where_nothing_moved_there_is_no_share_outside(small, scene) -> None:
+    image, _, region = scene
+    classifier = small()
+    nn.init.zeros_(classifier.net[-1].weight)
+    found = AlignmentLoss(classifier, Inner(adjoint=Detached()))(image, region)
+    assert bool(found.outside.isnan().all())
+    assert not bool(found.moved.any())
+    assert not bool(found.penalty.any())
+    one = AlignmentLoss(small(), Inner(adjoint=Detached()))(image[:1], region[:1])
+    watched = figures(dataclasses.replace(found, outside=torch.cat([one.outside, found.outside[1:]])))
+    assert float(watched["outside"]) == pytest.approx(float(one.outside))  # of the one that moved
 
 
 def test_a_change_below_the_floor_is_not_blown_up(small, scene) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import log
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from diffcf.cards import AttributesCard
+from diffcf.cards import AttributeAgentCard, AttributesCard
+from diffcf.classifiers.attribute_agent import AttributeAgent
 from diffcf.counterfactuals import Attributes, ImageScorer, StepSearch, counterfactual, method_named, path
-from diffcf.errors import ConfigError
+from diffcf.errors import CheckpointError, ConfigError
 from diffcf.generators.attributes import AttributeDirections
 
 NAMES = ["size", "light", "round"]
@@ -70,6 +72,67 @@ def test_only_the_cheapest_attribute_that_is_free_changes_and_by_the_right_amoun
     # And from there back to where the black box gives exactly what was asked.
     change = (found.end.semantic - found.ray.code.semantic)[:, column] * sign
     torch.testing.assert_close(change, (log(3.0) - margin) / gain, atol=1e-2, rtol=1e-2)
+
+
+@pytest.fixture
+def of_size(tmp_path):
+    """A folder with an agent to which nothing matters but the size: its log-odds rise by 1 a spread."""
+
+    def make(blackbox_hash: str = "", names: list[str] = NAMES) -> Path:
+        weight = torch.zeros(10, 2)
+        weight[1] = torch.tensor([-0.5, 0.5])
+        card = AttributeAgentCard(names, [0.0] * 3, [1.0] * 3, ["no", "yes"], blackbox_hash)
+        AttributeAgent(card, weight).save(tmp_path / "agent")
+        return tmp_path / "agent"
+
+    return make
+
+
+def test_an_answer_that_the_agent_of_attributes_does_not_share_is_none(planted, of_size) -> None:
+    world, folder = planted(high=8.0)
+    target = 1 - world.blackbox(world.image).argmax(1)
+    method = Attributes(folder, agent=of_size(), distance_weight=0.05)
+    found = search(world, method, target)
+    assert found.reachable.all()
+    # From the black box's own log-odds on, only the size moves the agent: by 1 a spread, the black box by 1.5.
+    sign = (2 * target - 1).double()
+    margin = world.margin(world.image) * sign
+    change = found.end.semantic - found.ray.code.semantic
+    torch.testing.assert_close(change[:, 0] * sign, log(3.0) - margin, atol=1e-2, rtol=1e-2)
+    assert not change[:, 1:].any()
+    scored = found.end.probability.gather(1, target[:, None]).squeeze(1)
+    torch.testing.assert_close(scored.logit(), 1.5 * log(3.0) - 0.5 * margin, atol=2e-2, rtol=2e-2)
+    assert not search(world, Attributes(folder, ("size",), method.agent, 0.05), target).reachable.any()
+
+
+def test_a_prototype_asks_the_agent_of_attributes_as_well(planted, of_size) -> None:
+    world, folder = planted(high=8.0)
+    target = world.blackbox(world.image).argmax(1)
+    asked = replace(SEARCH, probability=0.99)
+    found = counterfactual(
+        world.image, target, generator=world.generator, blackbox=ImageScorer(world.blackbox),
+        method=Attributes(folder, agent=of_size(), distance_weight=0.01), search=asked,
+    )  # fmt: skip
+    margin = world.margin(world.image) * (2 * target - 1).double()
+    change = (found.end.semantic - found.ray.code.semantic)[:, 0].abs()
+    assert found.reachable.all()
+    torch.testing.assert_close(change, (log(99.0) - margin).clamp(min=0), atol=2e-2, rtol=2e-2)
+
+
+def test_an_agent_of_another_black_box_or_of_other_attributes_is_refused(planted, of_size) -> None:
+    _, folder = planted()
+    method = Attributes(folder, agent=of_size("mine"))
+    method.check(["no", "yes"], "", "mine")
+    method.check(["no", "yes"], None, None)
+    with pytest.raises(CheckpointError, match="imitates black box mine with the classes no, yes"):
+        method.check(["no", "yes"], "", "another")
+    with pytest.raises(CheckpointError, match="imitates black box mine"):
+        method.check(["yes", "no"], "", "mine")
+    with pytest.raises(CheckpointError, match="fitted over generator , but this one is another"):
+        method.check(["no", "yes"], "another", "mine")
+    of_size("mine", NAMES[::-1])
+    with pytest.raises(CheckpointError, match="reads round, light, size in other units or another order"):
+        method.check(["no", "yes"], "", "mine")
 
 
 def test_amounts_stay_within_the_range_that_was_seen(planted) -> None:
@@ -136,4 +199,8 @@ def test_the_settings_say_what_is_wrong_with_them(planted, tmp_path) -> None:
         method_named("latent", attributes=folder)
     with pytest.raises(ConfigError, match="for --method attributes, not 'latent'"):
         method_named("latent", frozen=["light"])
+    with pytest.raises(ConfigError, match="for --method attributes, not 'latent'"):
+        method_named("latent", attribute_agent=folder)
     assert method_named("attributes", attributes=folder, frozen=["light"]) == Attributes(folder, ("light",))
+    agent = folder / "agent"
+    assert method_named("attributes", attributes=folder, attribute_agent=agent) == Attributes(folder, agent=agent)

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from diffcf.counterfactuals import AgentScorer, Exemplar, Exemplars, ImageScorer, StepSearch, counterfactual, diverse
 from diffcf.counterfactuals.exemplar import _least, _starts
+from diffcf.counterfactuals.methods import Latent
+from diffcf.counterfactuals.solvers import Solver
 from diffcf.errors import CheckpointError, ConfigError
-from diffcf.types import Code
+from diffcf.types import Code, Solution
 
 SIZE = 8
 
@@ -101,6 +103,21 @@ def test_a_black_box_without_gradients_may_leave_the_search_short(folder) -> Non
     found = find(Exemplar(folder), image, blackbox=Scores(), probability=0.99)  # beyond sigmoid(4)
     assert not found.reachable.any()
     assert found.difference.flatten(1).any(1).all()  # the best of what was pasted
+
+
+def test_an_end_that_is_worse_than_what_was_pasted_is_not_taken(folder) -> None:
+    class Back(Solver):
+        """Comes back with the opposite of where it began."""
+
+        def __call__(self, objective, start: Tensor, watch=None) -> Solution:
+            nothing = torch.zeros(len(start))
+            return Solution(-start, nothing.bool(), nothing.long(), nothing)
+
+    image = images(2, -0.5, 9)
+    found = find(Exemplar(folder, Latent(solver=Back()), share=0, trim=None), image, probability=0.9999)
+    kept = Exemplars.load(folder).semantic[..., 3:5, 3:5]
+    proposed = (image + found.proposal.direction)[:, None, ..., 3:5, 3:5]
+    assert float((kept - proposed).abs().amax((2, 3, 4, 5)).amin(1).max()) < 1e-6
 
 
 def test_where_all_exemplars_are_like_another_answer_the_search_goes_on_without(folder) -> None:

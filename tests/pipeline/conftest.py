@@ -28,3 +28,9 @@ def trained(models: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPa
 def attributes(trained: Any) -> Any:
     """Attribute directions in the generator's code."""
     return run("train", "attributes")
+
+
+@pytest.fixture(scope="module")
+def attribute_agent(attributes: Any) -> Any:
+    """What reads those attributes in place of the black box."""
+    return run("train", "attribute_agent")

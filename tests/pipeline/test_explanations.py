@@ -44,6 +44,13 @@ def test_explain_in_attribute_space(attributes, trained) -> None:
     assert known == {"name": DIRECTIONS[3], "hash": content_hash(DIRECTIONS[3])}
 
 
+def test_an_agent_of_attributes_is_asked_together_with_the_black_box(attribute_agent, trained) -> None:
+    assert attribute_agent.card.about["scans"] == 60
+    folder = "runs/tiny/attribute-agent/agent"
+    said = explained("by-both", *DIRECTIONS, "--attribute-agent", folder, "--steps", "3")
+    assert said["provenance"]["models"]["attribute_agent"] == {"name": folder, "hash": content_hash(folder)}
+
+
 @pytest.mark.parametrize(
     ("freeze", "says"),
     [("colour,row", "colour do not exist; there are column, row"), ("column,row", "Free at least one")],

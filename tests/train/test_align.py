@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tiny_data import write_tiny_data
 from train_runs import launch, losses
 
@@ -59,6 +60,17 @@ def configure(script: ModuleType, manifest: Path, out: Path, **changes: object):
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_blackbox(folder / "blackbox").state_dict())
+
+
+def test_passes_stay_in_single_precision_whatever_the_launcher_says(
+    script, manifest: Path, tmp_path, monkeypatch
+) -> None:
+    script.main(configure(script, manifest, tmp_path / "plain", steps=3))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    script.main(configure(script, manifest, tmp_path / "launched", steps=3))
+    plain, launched = weights(tmp_path / "plain"), weights(tmp_path / "launched")
+    assert all(torch.equal(plain[name], launched[name]) for name in plain)
 
 
 @pytest.mark.parametrize(
