@@ -26,6 +26,7 @@ class Case:
     Args:
         classifier: folder or bundled name.
         manifest: CSV file; labelled rows of the split are explained.
+        agent: of attributes, folder (train/attribute_agent.py), asked together with the black box; null asks nobody.
         planted: the attribute that its labels were made from, if there is one.
         truth: attribute of the manifest that is the probability of the last class, for the table of typicality.
         scenes: of phantom nodules, the set that they are; they are drawn anew, too, to show what truly decides.
@@ -33,6 +34,7 @@ class Case:
 
     classifier: str
     manifest: Path
+    agent: Path | None = None
     planted: str | None = None
     truth: str | None = None
     scenes: PhantomSet | None = None
@@ -106,7 +108,8 @@ class Asked:
 
     def method(self, frozen: tuple[str, ...] = ()) -> Attributes:
         """The search over all attributes but the frozen ones."""
-        return replace(self.question.method, frozen=self.question.method.frozen + frozen)
+        asked = self.question.method
+        return replace(asked, frozen=asked.frozen + frozen, agent=self.case.agent or asked.agent)
 
     def card(self, frozen: tuple[str, ...] = ()) -> AttributesCard:
         """What is known about the attributes that are free."""

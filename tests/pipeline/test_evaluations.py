@@ -89,7 +89,7 @@ def test_attribute_directions_are_fitted(attributes, capsys) -> None:
             run("train", "attributes", "--names", names)
 
 
-def test_a_flow_of_attributes_is_trained_and_resumed_and_introspects(trained, capsys) -> None:
+def test_a_flow_of_attributes_is_trained_and_resumed_and_introspects(attribute_agent, trained, capsys) -> None:
     figures = run("train", "attribute_flow", "--steps", "30")
     more = run("train", "attribute_flow")
     assert "resumed at step 30" in capsys.readouterr().out
