@@ -257,6 +257,7 @@ class Explainer:
             appearance_distance=float(trust.appearance_distance(ray.factual[one])) if trust else None,
             psnr=float(psnrs[sample]) if trust else None,
             edited_distance=float(trust.appearance_distance(found.end.image[one])) if trust else None,
+            agreed=None if found.agreed is None else float(found.agreed[sample]),
         )
         solution = found.solution
         return Explanation(

@@ -171,7 +171,7 @@ class Explanation:
     agent_probability: Tensor  # of the factual code; NaN without an agent
     target: Tensor  # int "b"
     solution: Solution
-    reachable: Tensor  # bool "b": the black box itself gave the asked probability
+    reachable: Tensor  # bool "b": the black box itself, and who must agree, gave the asked probability
     path_steps: Tensor  # "n", signed size of the shift
     path_images: Tensor  # "n b s c h w"
     path_probability: Tensor  # black box, "n b k"

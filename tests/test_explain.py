@@ -10,7 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffcf.cards import AgentCard, AttributesCard, ClassifierCard, GeneratorCard, Preparation
+from diffcf.cards import AgentCard, AttributeAgentCard, AttributesCard, ClassifierCard, GeneratorCard, Preparation
+from diffcf.classifiers.attribute_agent import AttributeAgent
 from diffcf.counterfactuals import Attributes, Shift, StepSearch, spread_covariance
 from diffcf.counterfactuals.joint import Joint
 from diffcf.counterfactuals.solvers import Adam
@@ -314,6 +315,18 @@ def test_a_frozen_attribute_leaves_the_others_to_change(tmp_path) -> None:
     assert changed.spreads > 0
     with pytest.raises(ConfigError, match="middle do not exist; there are left, right"):
         explainer(method=dataclasses.replace(method, frozen=("middle",)))
+
+
+def test_what_the_agent_of_attributes_does_not_share_is_not_reached(tmp_path) -> None:
+    method = halves_by_name(tmp_path / "attributes")
+    card = AttributeAgentCard(["left", "right"], [10.0, 20.0], [2.0, 5.0], ["left", "right"], "")
+    AttributeAgent(card, torch.zeros(6, 2)).save(tmp_path / "agent")  # to it nothing matters
+    one = explainer(method=dataclasses.replace(method, agent=tmp_path / "agent")).explain(images(1))
+    assert not bool(one.reachable)
+    check = one.trust[0]
+    assert (check.name, check.passed) == ("validity", False)
+    before = float(one.factual_probability[0, int(one.target)])
+    assert f"the agent of attributes {before:.2f}, asked were 0.75: the target was not reached" in check.message
 
 
 def test_attribute_directions_of_another_generator_are_refused(tmp_path) -> None:

@@ -175,6 +175,7 @@ def test_a_good_explanation_passes_everything() -> None:
         ({"reconstruction": (0.69, 0.31)}, "reconstruction_decision", "moves the black box by 0.11"),
         ({"factual": (0.52, 0.48), "reconstruction": (0.48, 0.52)}, "reconstruction_decision", "from 'a' to 'b'"),
         ({"counterfactual": (0.26, 0.74)}, "validity", "not reached"),
+        ({"agreed": 0.3}, "validity", "the agent of attributes 0.30, asked were 0.75: the target was not reached"),
         ({"agent": (0.4, 0.6)}, "agent_agreement", "disagrees"),
         ({"edit": 0.009}, "edit_size", "too little"),
         ({"edit": 0.0, "floor": 0.0}, "edit_size", "nothing had to change"),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffcf.cards import AttributeAgentCard, AttributesCard, read_card, write_card
-from diffcf.errors import ConfigError
+from diffcf.errors import CheckpointError, ConfigError
 from diffcf.weights import read_tensors, write_tensors
 
 WEIGHTS = "agent.safetensors"
@@ -84,7 +84,13 @@ class AttributeAgent:
     @classmethod
     def load(cls, folder: str | Path) -> AttributeAgent:
         """Read what `save` wrote. Errors: CheckpointError where there is nothing of the kind."""
-        return cls(read_card(AttributeAgentCard, Path(folder)), **read_tensors(Path(folder) / WEIGHTS))
+        card, kept = read_card(AttributeAgentCard, Path(folder)), read_tensors(Path(folder) / WEIGHTS)
+        size = len(card.names) + 1
+        expected = (size * (size + 1) // 2, len(card.classes))
+        if set(kept) != {"weight"} or kept["weight"].shape != expected:
+            came = {name: tuple(value.shape) for name, value in kept.items()}
+            raise CheckpointError(f"{folder} holds {came}; expected what its card says: weight of shape {expected}.")
+        return cls(card, kept["weight"])
 
 
 def features(amounts: Tensor) -> Tensor:

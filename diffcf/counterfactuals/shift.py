@@ -61,6 +61,14 @@ class Counterfactuals:
         return Solution(self.end.semantic, self.found.converged, self.found.evaluations, self.found.bracket)
 
     @property
+    def agreed(self) -> Tensor | None:
+        """What `Proposal.agrees` gives the target at the end, "b"; None where nobody has to agree."""
+        if self.proposal.agrees is None:
+            return None
+        everyone = torch.arange(len(self.target), device=self.target.device)
+        return probability_of(self.proposal.agrees(everyone, self.end.step), self.target)
+
+    @property
     def previewed(self) -> bool:
         """Whether the inner frames of `path` are previews where full ones are not asked for."""
         return self.proposal.previewed and self.ray.previews_fit

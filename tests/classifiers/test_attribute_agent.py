@@ -67,6 +67,9 @@ def test_it_is_read_as_it_was_written(tmp_path) -> None:
     again = AttributeAgent.load(tmp_path / "agent")
     assert again.card == agent.card
     assert torch.equal(again.weight, agent.weight)
+    AttributeAgent(agent.card, agent.weight[:, :2]).save(tmp_path / "agent")
+    with pytest.raises(CheckpointError, match=r"weight of shape \(10, 3\)"):
+        AttributeAgent.load(tmp_path / "agent")
     (tmp_path / "agent" / "agent.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError):
         AttributeAgent.load(tmp_path / "agent")

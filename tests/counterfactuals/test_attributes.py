@@ -102,7 +102,13 @@ def test_an_answer_that_the_agent_of_attributes_does_not_share_is_none(planted, 
     assert not change[:, 1:].any()
     scored = found.end.probability.gather(1, target[:, None]).squeeze(1)
     torch.testing.assert_close(scored.logit(), 1.5 * log(3.0) - 0.5 * margin, atol=2e-2, rtol=2e-2)
-    assert not search(world, Attributes(folder, ("size",), method.agent, 0.05), target).reachable.any()
+    assert found.agreed is not None
+    torch.testing.assert_close(found.agreed, torch.full_like(found.agreed, 0.75), atol=1e-3, rtol=0)
+    alone = search(world, Attributes(folder, ("size",), method.agent, 0.05), target)
+    assert not alone.reachable.any()  # whatever the black box says
+    assert alone.agreed is not None
+    torch.testing.assert_close(alone.agreed, margin.sigmoid(), atol=1e-3, rtol=0)
+    assert search(world, Attributes(folder), target).agreed is None
 
 
 def test_a_prototype_asks_the_agent_of_attributes_as_well(planted, of_size) -> None:
