@@ -9,8 +9,10 @@ two seeds). `diversity`: three answers, each searched away from the earlier ones
 share that is reached. `randomisation` (Adebayo et al. 2018): |rank correlation| of the map for the trained black box
 with that for the same network with its weights drawn anew (mean over `draws`), with that for another trained network,
 and, for what chance makes of it, with those of other patients' scans. The search there asks no agent, which has learnt
-from the trained one. The scores of a random network hardly vary: they are stretched so that its log-odds have the mean
-and the spread of the trained one's, and both are asked for the same. Maps are averaged over `smooth` pixels first: of a
+from the trained one. `own`: the same of what is this scan's own, |partial rank correlation| given the mean of the
+trained network's maps of other patients: maps of crops around nodules all lie in the middle. The scores of a random
+network hardly vary: they are stretched so that its log-odds have the mean and the spread of the trained one's, and both
+are asked for the same. Maps are averaged over `smooth` pixels first: of a
 sparse one most values are 0. Intervals resample patients.
 """
 
@@ -136,6 +138,19 @@ def by_chance(maps: Tensor, patients: Sequence[str]) -> Tensor:
     return torch.stack([each.abs().nanmean() for each in alike])
 
 
+def beyond_others(maps: Tensor, others: Tensor, patients: Sequence[str]) -> Tensor:
+    """|Partial rank correlation| of `maps` with `others`, both "n ...", given the mean of the maps of all other
+    patients, "n"; NaN where there are none, and where one of the two is like that mean to the last rank.
+
+    (r_ab - r_am r_bm) / sqrt((1 - r_am^2) (1 - r_bm^2))
+    """
+    given = [[k for k, patient in enumerate(patients) if patient != own] for own in patients]
+    mean = torch.stack([maps[i].mean(0) for i in given])
+    ab, am, bm = (rank_correlation(*pair) for pair in ((maps, others), (maps, mean), (others, mean)))
+    left = ((1 - am**2) * (1 - bm**2)).clamp(min=0)
+    return torch.where(left > 1e-6, (ab - am * bm) / left.sqrt(), torch.nan).abs()
+
+
 @torch.no_grad()
 def main(config: Config) -> list[dict[str, Any]]:
     """Ask all questions; prints and writes the table, returns its rows."""
@@ -218,9 +233,12 @@ def main(config: Config) -> list[dict[str, Any]]:
 
     def compared(name: str, others: list[Scorer]) -> dict[str, Any]:
         found = [search(config.without_agent, each) for each in others]
-        alike = torch.stack([rank_correlation(base, smoothed(change, config.smooth)).abs() for change, _ in found])
+        maps = [smoothed(change, config.smooth) for change, _ in found]
+        alike = torch.stack([rank_correlation(base, each).abs() for each in maps])
+        own = torch.stack([beyond_others(base, each, patients) for each in maps])
         valid = np.mean([reached for _, reached in found], axis=0)
-        return row(f"randomisation: {name}", {"randomisation": alike.nanmean(0).numpy(), "validity": valid})
+        values = {"randomisation": alike.nanmean(0).numpy(), "own": own.nanmean(0).numpy(), "validity": valid}
+        return row(f"randomisation: {name}", values)
 
     rows.append(compared("random weights", [Stretched(box, logits_of(box), logits) for box in map(scorer_of, drawn)]))
     rows.append(compared("another trained network", [scorer_of(other)]))

@@ -22,6 +22,21 @@ def test_maps_are_compared_with_those_of_other_patients(monkeypatch: pytest.Monk
     assert by_chance(maps[:2], ["a", "a"]).isnan().all()
 
 
+def test_what_all_maps_share_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "evaluation"))
+    beyond_others = load("evaluation", "sanity").beyond_others
+    random = torch.Generator().manual_seed(0)
+    middle, own, other = torch.randn(3, 8, 4000, generator=random).double()
+    middle = middle[:1].expand(8, -1)
+    patients = [str(k) for k in range(8)]
+    maps = middle + own
+    # Normal maps: r_ab = 0.5 through the middle alone, 0 given it; own parts in common stay.
+    unlike, alike = middle + other, middle + own + 0.5 * other
+    assert float(beyond_others(maps, unlike, patients).mean()) < 0.12
+    assert float(beyond_others(maps, alike, patients).mean()) > 0.8
+    assert beyond_others(maps[:2], unlike[:2], ["a", "a"]).isnan().all()
+
+
 def test_no_trained_weight_is_left_in_a_random_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "evaluation"))
     redrawn = load("evaluation", "sanity").redrawn
