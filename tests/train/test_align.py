@@ -208,7 +208,7 @@ def test_two_processes_give_the_losses_of_one(manifest: Path, tmp_path: Path, wa
     for name, processes in (("one", 1), ("two", 2)):
         launch("align", tiny, tmp_path / name, manifest, processes, batch=12, method=method, **turns)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(two) == 12
+    assert len(two) == 8  # the steps of the tiny config
     torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=0, atol=1e-4)
     # One process or two can be told apart by rounding only: if the launcher had started one, this would be equal.
     first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
