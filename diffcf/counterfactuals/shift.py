@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class Counterfactuals:
         """As every solver reports: residual is the width of the bracket that holds the step."""
         return Solution(self.end.semantic, self.found.converged, self.found.evaluations, self.found.bracket)
 
-    @property
+    @cached_property
     def agreed(self) -> Tensor | None:
         """What `Proposal.agrees` gives the target at the end, "b"; None where nobody has to agree."""
         if self.proposal.agrees is None:
